@@ -1,0 +1,213 @@
+package portainer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A Builder turns a Request into a pushed image. Build blocks until there is
+// one, or an error; it may be called from many goroutines.
+//
+// *Framework is the Builder that uses a cluster. Code that needs images should
+// take a Builder, so that its tests can pass a BuilderFunc.
+type Builder interface {
+	Build(ctx context.Context, req Request) (*Result, error)
+}
+
+// A BuilderFunc is a function that is a Builder.
+type BuilderFunc func(ctx context.Context, req Request) (*Result, error)
+
+// Build calls f.
+func (f BuilderFunc) Build(ctx context.Context, req Request) (*Result, error) { return f(ctx, req) }
+
+var _ Builder = (*Framework)(nil)
+
+// BuildID names one call of Build. It is unique for the life of a framework;
+// the Mesos task and executor ID of attempt n is "<BuildID>-<n>" and is never
+// reused.
+type BuildID string
+
+// A Request describes one image to build. Zero fields that a Dockerfile's own
+// metadata speaks of (registry, repository, cpus, mem) are taken from there,
+// then from the Config.
+type Request struct {
+	// ID names the build. "" lets the Framework choose.
+	ID BuildID
+
+	// Registry is the host, or host:port, to push to, and Repository the path
+	// below it ("team/app"). They default to the metadata of the Dockerfile;
+	// Registry then to Config.Registry. Both are required in the end.
+	Registry, Repository string
+	// Tags are the tags to push. None means "latest".
+	Tags []string
+
+	// Dir is the root of the build context on this machine. "" means the
+	// directory that holds the Dockerfile.
+	Dir string
+	// Dockerfile is the path of the Dockerfile on this machine. "" means
+	// "Dockerfile" below Dir. It need not lie inside Dir.
+	Dockerfile string
+	// Source is the text of the Dockerfile; nil means that it is read from
+	// Dockerfile, which otherwise only serves as a name in messages. Not
+	// modified.
+	Source []byte
+
+	// From is the registry that FROM instructions without one of their own are
+	// pulled from. "" leaves them alone.
+	From string
+	// Insecure lets the registries of this build (Registry and From) be spoken
+	// to over plain HTTP or with a certificate that cannot be verified.
+	Insecure bool
+
+	// Target is the Dockerfile stage to build. "" means the last.
+	Target string
+	// Args are build arguments (ARG). They are visible in the image history:
+	// no secrets.
+	Args map[string]string
+	// Labels are added to the image's labels.
+	Labels map[string]string
+	// Network is the network of RUN instructions: "default", "none" or "host".
+	// "" means "default", which an engine with no bridge turns into "host".
+	Network string
+	// AddHosts are further lines of /etc/hosts for RUN, as "name:address".
+	AddHosts []string
+	// NoCache builds every step anew. Pull asks the registry for base images
+	// even when the engine has them.
+	NoCache, Pull bool
+
+	// Resources is what the task asks for. Zero fields mean the metadata of the
+	// Dockerfile, then Config.Resources.
+	Resources Resources
+}
+
+// A Result describes an image that was built and pushed.
+type Result struct {
+	ID       BuildID
+	Image    string   // "<registry>/<repository>"
+	Digest   string   // digest of the pushed manifest, "sha256:<64 hex digits>", as the registry reported it
+	Refs     []string // "<registry>/<repository>:<tag>@<digest>", in the order of Request.Tags
+	Engine   string   // what built it, such as "dockerd 20.10.24 (buildkit)"
+	Agent    AgentID  // where the successful attempt ran; "" if no cluster was involved
+	Hostname string   // that agent's
+	Attempts int      // launches it took, at least 1
+	Started  time.Time
+	Finished time.Time // both by the clock of the machine that built it
+}
+
+// A Phase says how far a build had got.
+type Phase string
+
+// The phases of a build in the order they happen.
+const (
+	PhaseRead   Phase = "read"   // reading the Dockerfile
+	PhaseBundle Phase = "bundle" // making the context
+	PhaseStage  Phase = "stage"  // writing it to the staging bucket
+	PhaseQueue  Phase = "queue"  // waiting for an offer
+	PhaseLaunch Phase = "launch" // starting the executor and its engine
+	PhaseFetch  Phase = "fetch"  // reading the staged context on the agent
+	PhaseBuild  Phase = "build"  // running the Dockerfile
+	PhasePush   Phase = "push"   // pushing to the registry
+)
+
+// A Class says why a build made no image, and so what to do about it. Only
+// ClassLost, ClassLaunch and ClassPreempted are retried by themselves.
+type Class string
+
+// The classes of failure.
+const (
+	ClassUser      Class = "user"      // the Dockerfile: a step failed
+	ClassInvalid   Class = "invalid"   // bad input, or refused by Mesos as such
+	ClassAuth      Class = "auth"      // a registry refused the credentials
+	ClassRegistry  Class = "registry"  // a registry could not be reached, or failed
+	ClassOOM       Class = "oom"       // out of memory
+	ClassDisk      Class = "disk"      // out of disk space
+	ClassTimeout   Class = "timeout"   // a deadline passed
+	ClassLost      Class = "lost"      // the agent or the executor was lost
+	ClassLaunch    Class = "launch"    // the executor or its engine did not start
+	ClassPreempted Class = "preempted" // the agent was drained
+	ClassStaging   Class = "staging"   // the staging bucket could not be used
+	ClassCancelled Class = "cancelled" // the caller gave up
+)
+
+// Retriable reports whether another attempt on another agent can help.
+func (c Class) Retriable() bool {
+	return c == ClassLost || c == ClassLaunch || c == ClassPreempted
+}
+
+// sentinel is the error that a BuildError of this class wraps.
+func (c Class) sentinel() error {
+	switch c {
+	case ClassInvalid:
+		return ErrInvalid
+	case ClassLost, ClassLaunch, ClassPreempted:
+		return ErrLost
+	case ClassStaging:
+		return ErrStaging
+	case ClassCancelled:
+		return context.Canceled
+	case ClassTimeout:
+		return context.DeadlineExceeded
+	default:
+		return ErrFailed
+	}
+}
+
+// A BuildError reports a build that made no image. errors.Is finds the sentinel
+// of its class (ErrFailed, ErrLost, ErrInvalid, ErrStaging, context.Canceled,
+// context.DeadlineExceeded) and whatever Err wraps.
+type BuildError struct {
+	ID       BuildID
+	Image    string // "" when it is not known yet
+	Phase    Phase
+	Class    Class
+	Agent    AgentID // "" before the first launch
+	Hostname string  // that agent's
+	Attempt  int     // 0 before the first launch
+	Step     string  // the Dockerfile instruction that failed, if one did
+	File     string  // the Dockerfile, and
+	Line     int     // the line of the failed instruction; 0 if unknown
+	Err      error
+}
+
+// Error is one line: file and line, image, phase, step, cause, agent.
+func (e *BuildError) Error() string {
+	var b strings.Builder
+	switch {
+	case e.File != "" && e.Line > 0:
+		fmt.Fprintf(&b, "%s:%d: ", e.File, e.Line)
+	case e.Image != "":
+		fmt.Fprintf(&b, "%s: ", e.Image)
+	case e.File != "":
+		fmt.Fprintf(&b, "%s: ", e.File)
+	}
+	if e.Step != "" {
+		fmt.Fprintf(&b, "%s: ", e.Step)
+	}
+	if e.Err != nil {
+		b.WriteString(e.Err.Error())
+	} else {
+		b.WriteString(e.Class.sentinel().Error())
+	}
+	if e.Attempt > 0 {
+		where := e.Hostname
+		if where == "" {
+			where = string(e.Agent)
+		}
+		fmt.Fprintf(&b, " (attempt %d on %s)", e.Attempt, where)
+	}
+	return b.String()
+}
+
+// Unwrap returns e.Err and the sentinel of e.Class.
+func (e *BuildError) Unwrap() []error {
+	if e.Err != nil && errors.Is(e.Err, e.Class.sentinel()) {
+		return []error{e.Err}
+	}
+	if e.Err == nil {
+		return []error{e.Class.sentinel()}
+	}
+	return []error{e.Err, e.Class.sentinel()}
+}

@@ -1,0 +1,179 @@
+// Package wire holds what travels between the framework and its executors: the
+// Task in TaskInfo.data, the Outcome in the data of the terminal status update,
+// and the frames of build.log in the executor's sandbox.
+//
+// Each is JSON with a version, except for the payload of frames. A reader
+// refuses a version it does not know by name; fields it does not know it
+// ignores.
+package wire
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Version is the version of everything in this package. It grows when an older
+// executor or framework would misread what a newer one writes.
+const Version = 1
+
+// LogFile is the name of the framed log in the executor's sandbox.
+const LogFile = "build.log"
+
+// A Task is all that an executor needs to build one image. It holds no secret:
+// Mesos shows it to anyone who may see the task.
+type Task struct {
+	Version int    `json:"version"`
+	Build   string `json:"build"`
+	Attempt int    `json:"attempt"`
+
+	Registry   string   `json:"registry"`
+	Repository string   `json:"repository"`
+	Tags       []string `json:"tags"`
+
+	// Dockerfile is the text to build, ready for the engine: metadata
+	// instructions blanked out line by line, FROM rewritten. Name is what
+	// messages call it.
+	Dockerfile []byte `json:"dockerfile"`
+	Name       string `json:"name"`
+
+	// Context is nil when the Dockerfile uses no local source.
+	Context *Context `json:"context,omitempty"`
+
+	Engine Engine `json:"engine"`
+
+	Insecure []string          `json:"insecure,omitempty"` // registries to speak to without verified TLS
+	Target   string            `json:"target,omitempty"`
+	Args     map[string]string `json:"args,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Network  string            `json:"network,omitempty"`
+	AddHosts []string          `json:"add_hosts,omitempty"`
+	NoCache  bool              `json:"no_cache,omitempty"`
+	Pull     bool              `json:"pull,omitempty"`
+
+	// What Mesos allocated to the task and its executor.
+	CPUs   float64 `json:"cpus"`
+	MemMB  float64 `json:"mem_mb"`
+	DiskMB float64 `json:"disk_mb,omitempty"`
+}
+
+// A Context says where a staged build context is and how to know it is whole.
+type Context struct {
+	BucketURL string `json:"bucket_url"` // for gocloud's blob.OpenBucket, as seen from an agent
+	Key       string `json:"key"`        // of the object: a zstd-compressed tar
+	Size      int64  `json:"size"`       // of the object
+	Digest    string `json:"digest"`     // of the object, "sha256:<hex>"
+}
+
+// An Engine says what builds.
+type Engine struct {
+	Kind string `json:"kind"`           // "auto", "docker", "dockerd" or "buildkitd"
+	Host string `json:"host,omitempty"` // of a given daemon, as DOCKER_HOST spells it
+}
+
+// An Outcome is how an attempt ended, as the executor saw it.
+type Outcome struct {
+	Version int       `json:"version"`
+	Digest  string    `json:"digest,omitempty"` // of the pushed manifest; "" if the build failed
+	Refs    []string  `json:"refs,omitempty"`   // "<registry>/<repository>:<tag>@<digest>"
+	Engine  string    `json:"engine,omitempty"`
+	LogSize int64     `json:"log_size"` // of build.log in bytes: the log is complete at this offset
+	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended"`
+	Failure *Failure  `json:"failure,omitempty"`
+}
+
+// A Failure says why an attempt made no image.
+type Failure struct {
+	Class   string `json:"class"` // portainer.Class
+	Phase   string `json:"phase"` // portainer.Phase
+	Step    string `json:"step,omitempty"`
+	Line    int    `json:"line,omitempty"`
+	Message string `json:"message"`
+}
+
+// maxMessage bounds a failure's message, so that an Outcome stays at a few KiB:
+// agents keep every status update on disk and resend it until it is
+// acknowledged.
+const maxMessage = 4 << 10
+
+// Encode returns t as JSON with the present version.
+func (t *Task) Encode() ([]byte, error) {
+	t.Version = Version
+	return json.Marshal(t)
+}
+
+// DecodeTask reads what Task.Encode wrote.
+func DecodeTask(data []byte) (*Task, error) {
+	var t Task
+	if err := decode(data, &t.Version, &t, "task", "executor"); err != nil {
+		return nil, err
+	}
+	return &t, nil
+}
+
+// Encode returns o as JSON with the present version. An overlong message is cut
+// in the middle.
+func (o *Outcome) Encode() ([]byte, error) {
+	o.Version = Version
+	if f := o.Failure; f != nil && len(f.Message) > maxMessage {
+		cut := *f
+		cut.Message = f.Message[:maxMessage/2] + " […] " + f.Message[len(f.Message)-maxMessage/2:]
+		short := *o
+		short.Failure = &cut
+		return json.Marshal(&short)
+	}
+	return json.Marshal(o)
+}
+
+// DecodeOutcome reads what Outcome.Encode wrote.
+func DecodeOutcome(data []byte) (*Outcome, error) {
+	var o Outcome
+	if err := decode(data, &o.Version, &o, "outcome", "framework"); err != nil {
+		return nil, err
+	}
+	return &o, nil
+}
+
+// decode fills v from data; version must point into v.
+func decode(data []byte, version *int, v any, what, reader string) error {
+	// The version first: the rest may have another shape in another version.
+	var head struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if head.Version != Version {
+		return fmt.Errorf("%s has version %d, but this %s understands version %d: framework and executor must be of the same release",
+			what, head.Version, reader, Version)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	*version = head.Version
+	return nil
+}
+
+// A Hint is the data of the framework messages that executors send when
+// build.log has grown after a pause. Mesos may drop any of them: they only
+// shorten the wait until the log is read again.
+type Hint struct {
+	Version int   `json:"version"`
+	LogSize int64 `json:"log_size"`
+}
+
+// Encode returns h as JSON with the present version.
+func (h *Hint) Encode() ([]byte, error) {
+	h.Version = Version
+	return json.Marshal(h)
+}
+
+// DecodeHint reads what Hint.Encode wrote.
+func DecodeHint(data []byte) (*Hint, error) {
+	var h Hint
+	if err := decode(data, &h.Version, &h, "hint", "framework"); err != nil {
+		return nil, err
+	}
+	return &h, nil
+}

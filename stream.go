@@ -1,0 +1,71 @@
+package portainer
+
+import (
+	"context"
+	"time"
+)
+
+// EventKind says what an Event reports.
+type EventKind string
+
+// The kinds of events. More may come: ignore kinds you do not know.
+const (
+	EventStaged    EventKind = "staged"    // the context is in the staging bucket; Text tells its size
+	EventQueued    EventKind = "queued"    // the build waits for an offer
+	EventWaiting   EventKind = "waiting"   // it still waits; Text says why
+	EventLaunched  EventKind = "launched"  // an attempt was sent to an agent
+	EventRunning   EventKind = "running"   // the executor has begun
+	EventInfo      EventKind = "info"      // the executor or engine says something, in Text
+	EventStep      EventKind = "step"      // a step has begun: Step
+	EventStepDone  EventKind = "step-done" // a step has ended: Step
+	EventLog       EventKind = "log"       // one line of a step's output, in Text
+	EventGap       EventKind = "gap"       // output was lost here; Text says how much and why
+	EventRetrying  EventKind = "retrying"  // the attempt was lost, Err says why; another follows
+	EventSucceeded EventKind = "succeeded" // last event
+	EventFailed    EventKind = "failed"    // last event, Err says why
+)
+
+// An Event is one step, or one line of output, of a build.
+type Event struct {
+	Build    BuildID
+	Image    string // "<registry>/<repository>"
+	Attempt  int    // 0 before the first launch
+	Agent    AgentID
+	Hostname string // that agent's
+	Kind     EventKind
+	Time     time.Time // by the clock of the machine where it happened
+	Step     Step      // for EventStep, EventStepDone; Step.ID also for EventLog
+	Stderr   bool      // for EventLog: the step wrote it to its standard error
+	// Text is one line without its newline. It is exactly what the step wrote:
+	// it may hold terminal escapes and need not be UTF-8.
+	Text string
+	Err  error
+}
+
+// A Step is one step of a build as the engine tells it.
+type Step struct {
+	ID     int    // from 1, unique in an attempt; 0 for output outside any step
+	Name   string // such as "[build 2/3] RUN make"
+	Line   int    // the Dockerfile's line; 0 if the engine does not tell
+	Cached bool
+	// Duration is set when the step is done.
+	Duration time.Duration
+	// Error is why the step failed; "" if it did not.
+	Error string
+}
+
+// A LogSink receives the events of builds.
+//
+// HandleEvent is called in order and by one goroutine for each build, and
+// concurrently for different builds. A slow sink delays the events of its
+// build, never the build: output waits in the executor's sandbox meanwhile.
+// ctx is done when the framework stops; Run waits for HandleEvent to return.
+type LogSink interface {
+	HandleEvent(ctx context.Context, ev Event)
+}
+
+// A LogSinkFunc is a function that is a LogSink.
+type LogSinkFunc func(ctx context.Context, ev Event)
+
+// HandleEvent calls f.
+func (f LogSinkFunc) HandleEvent(ctx context.Context, ev Event) { f(ctx, ev) }
