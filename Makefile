@@ -1,0 +1,34 @@
+# demo      build the examples on an embedded cluster and check what was pushed
+# test      everything, with the race detector
+# bench     benchmarks, and end-to-end ratios against docker
+# lint      gofmt, vet, staticcheck, golangci-lint, cross-compilation
+# executor  dist/portainer-executor-<revision>.<os>-<arch>.tar.gz
+# clean     what the others left
+.PHONY: demo test bench lint executor clean setup
+
+GO ?= go
+# What one package's tests may take. The whole run is bounded by the sum of them.
+TEST_TIMEOUT ?= 10m
+
+test: setup
+	$(GO) vet ./...
+	$(GO) test -race -timeout $(TEST_TIMEOUT) ./...
+
+demo: setup
+	$(GO) run ./scripts/demo
+
+bench: setup
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m $$($(GO) list ./... | grep -v /test$$)
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./test
+
+lint:
+	scripts/lint
+
+executor:
+	scripts/executor
+
+setup:
+	scripts/setup
+
+clean:
+	rm -rf dist
