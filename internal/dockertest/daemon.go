@@ -1,0 +1,94 @@
+package dockertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+)
+
+// A Daemon is a dockerd that a test has started.
+type Daemon struct {
+	Host string // its address, as DOCKER_HOST spells it
+	Pid  int
+
+	run string // short directory for sockets
+	dir string // of its data
+	p   *process
+}
+
+// StartDaemon starts a dockerd with its data in dir. It has no bridge network:
+// builds that need one use the host's. The caller stops it.
+func StartDaemon(ctx context.Context, dir string, args ...string) (d *Daemon, err error) {
+	run, err := os.MkdirTemp("/tmp", "dt-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(run))
+		}
+	}()
+	config := filepath.Join(run, "daemon.json")
+	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(run, "docker.sock")
+	p, err := start(filepath.Join(run, "dockerd.log"), nil, "dockerd", append([]string{
+		"--config-file", config,
+		"--data-root", filepath.Join(dir, "docker"),
+		"--exec-root", filepath.Join(run, "x"),
+		"--pidfile", filepath.Join(run, "docker.pid"),
+		"--host", "unix://" + socket,
+		"--bridge=none", "--iptables=false", "--ip6tables=false",
+		"--exec-opt", "native.cgroupdriver=cgroupfs",
+	}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	d = &Daemon{Host: "unix://" + socket, Pid: p.cmd.Process.Pid, run: run, dir: filepath.Join(dir, "docker"), p: p}
+	t := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}
+	if err := p.ready(ctx, func() error { return get(ctx, t, "http://docker/_ping") }); err != nil {
+		return nil, errors.Join(err, p.stop())
+	}
+	return d, nil
+}
+
+// Stop stops the daemon and removes its sockets. Its data stays for the caller
+// to remove.
+func (d *Daemon) Stop() error {
+	err := d.p.stop()
+	return errors.Join(err, unmountBelow(d.run), unmountBelow(d.dir), os.RemoveAll(d.run))
+}
+
+// Kill kills the daemon as a crash would, with what it has started.
+func (d *Daemon) Kill() error {
+	err := d.p.cmd.Process.Kill()
+	<-d.p.exited
+	return err
+}
+
+// get fetches url and wants 200.
+func get(ctx context.Context, t *http.Transport, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s", url, resp.Status)
+	}
+	return nil
+}

@@ -1,0 +1,70 @@
+package dockertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// A Registry is a docker-registry that a test has started.
+type Registry struct {
+	Addr string // host:port
+
+	dir string
+	p   *process
+}
+
+// listening is how docker-registry tells where it listens.
+var listening = regexp.MustCompile(`listening on ([^\s",]+:\d+)`)
+
+// StartRegistry starts a registry on a free port of 127.0.0.1 that keeps its data
+// in dir and lets everybody do everything. The caller stops it.
+func StartRegistry(ctx context.Context, dir string) (*Registry, error) {
+	return startRegistry(ctx, dir, "127.0.0.1:0", "")
+}
+
+// StartPrivateRegistry starts a registry that asks for the name and password in an
+// htpasswd file.
+func StartPrivateRegistry(ctx context.Context, dir, htpasswd string) (*Registry, error) {
+	return startRegistry(ctx, dir, "127.0.0.1:0", fmt.Sprintf("auth:\n  htpasswd:\n    realm: test\n    path: %s\n", htpasswd))
+}
+
+func startRegistry(ctx context.Context, dir, addr, more string) (*Registry, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "registry.yml")
+	text := fmt.Sprintf("version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: %s\n"+
+		"  delete:\n    enabled: true\nhttp:\n  addr: %s\n%s", filepath.Join(dir, "data"), addr, more)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	p, err := start(filepath.Join(dir, "registry.log"), []string{"OTEL_TRACES_EXPORTER=none"}, "docker-registry", "serve", config)
+	if err != nil {
+		return nil, err
+	}
+	r := &Registry{dir: dir, p: p}
+	err = p.ready(ctx, func() error {
+		m := listening.FindStringSubmatch(strings.ReplaceAll(p.log(), `\"`, `"`))
+		if m == nil {
+			return errors.New("it does not listen yet")
+		}
+		r.Addr = m[1]
+		if more != "" {
+			return nil // it wants a password even for a ping
+		}
+		return get(ctx, &http.Transport{DisableKeepAlives: true}, "http://"+r.Addr+"/v2/")
+	})
+	if err != nil {
+		return nil, errors.Join(err, p.stop())
+	}
+	return r, nil
+}
+
+// Stop stops the registry. Its data stays for the caller to remove.
+func (r *Registry) Stop() error { return r.p.stop() }

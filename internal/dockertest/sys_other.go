@@ -1,0 +1,9 @@
+//go:build !linux
+
+package dockertest
+
+import "syscall"
+
+func sysProcAttr() *syscall.SysProcAttr { return nil }
+
+func unmountBelow(string) error { return nil }

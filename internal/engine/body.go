@@ -1,0 +1,160 @@
+package engine
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/org/portainer"
+)
+
+// bundleError is what a bundler's error means for the build.
+func bundleError(err error) error {
+	var be *portainer.BuildError
+	if errors.As(err, &be) {
+		return err
+	}
+	return failure(portainer.PhaseFetch, portainer.ClassStaging, fmt.Errorf("read the build context: %w", err))
+}
+
+// A body is a tar that is made while it is read.
+type body struct {
+	*io.PipeReader
+	dockerfile string // name of the Dockerfile in it; "" if it has none of ours
+	stop       context.CancelFunc
+	made       sync.WaitGroup
+	err        error // why it was not made whole; valid after made
+}
+
+// errBodyClosed is what the maker of a body sees when nobody reads on.
+var errBodyClosed = errors.New("the engine reads no more of the build context")
+
+// newBody starts write, which must write the whole tar.
+func newBody(ctx context.Context, write func(ctx context.Context, w io.Writer) error) *body {
+	ctx, cancel := context.WithCancel(ctx)
+	r, w := io.Pipe()
+	b := &body{PipeReader: r, stop: cancel}
+	b.made.Go(func() {
+		err := write(ctx, w)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, errBodyClosed) {
+			b.err = err
+		}
+		w.CloseWithError(err)
+	})
+	return b
+}
+
+// close ends the making, waits for it and returns its error, if it ended by
+// itself with one.
+func (b *body) close() error {
+	b.CloseWithError(errBodyClosed) // for a maker that waits to write
+	b.stop()                        // for one that waits for anything else
+	b.made.Wait()
+	return b.err
+}
+
+// Close implements io.Closer for those who read a body to its end. It does not
+// wait: close does.
+func (b *body) Close() error { return b.CloseWithError(errBodyClosed) }
+
+// context returns the build context as a tar, or nil if the job has none.
+func (j *job) context(ctx context.Context) *body {
+	if j.cfg.Bundler == nil {
+		return nil
+	}
+	return newBody(ctx, func(ctx context.Context, w io.Writer) error { return j.cfg.Bundler.Bundle(ctx, j.req, w) })
+}
+
+// contextWithDockerfile returns the build context as a tar with the Dockerfile
+// in it, as the classic builder wants it.
+//
+// The Dockerfile gets a name that nobody else has. It must not be seen by
+// COPY, and the builder drops it before the first step when .dockerignore names
+// it (docker builder/remotecontext/detect.go), so .dockerignore names it too.
+// The docker command does the same for "docker build -f -".
+func (j *job) contextWithDockerfile(ctx context.Context) *body {
+	name := ".portainer." + rand.Text() + ".Dockerfile"
+	b := newBody(ctx, func(ctx context.Context, w io.Writer) error {
+		tw := tar.NewWriter(w)
+		if err := addFile(tw, name, j.source); err != nil {
+			return err
+		}
+		ignored := false
+		if j.cfg.Bundler != nil {
+			in := j.context(ctx)
+			err := copyTar(tw, in, func(hdr *tar.Header, r io.Reader) error {
+				if hdr.Name != ".dockerignore" || hdr.Typeflag != tar.TypeReg {
+					return errAsIs
+				}
+				data, err := io.ReadAll(r)
+				if err != nil {
+					return err
+				}
+				ignored = true
+				return addFile(tw, ".dockerignore", append(bytes.TrimRight(data, "\n"), "\n"+name+"\n"...))
+			})
+			if berr := in.close(); berr != nil {
+				return berr
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if !ignored {
+			if err := addFile(tw, ".dockerignore", []byte(name+"\n.dockerignore\n")); err != nil {
+				return err
+			}
+		}
+		return tw.Close()
+	})
+	b.dockerfile = name
+	return b
+}
+
+// errAsIs is what an edit of copyTar returns for an entry it leaves alone.
+var errAsIs = errors.New("as it is")
+
+// copyTar copies a tar's entries to tw. edit sees each before; unless it
+// returns errAsIs, it has written what takes the entry's place.
+func copyTar(tw *tar.Writer, r io.Reader, edit func(hdr *tar.Header, r io.Reader) error) error {
+	tr := tar.NewReader(r)
+	buf := make([]byte, 256<<10)
+	for {
+		hdr, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			// The end of the tar is not the end of the stream.
+			_, err := io.Copy(io.Discard, r)
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		if err := edit(hdr, tr); !errors.Is(err, errAsIs) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := tw.WriteHeader(hdr); err != nil {
+			return err
+		}
+		if _, err := io.CopyBuffer(struct{ io.Writer }{tw}, tr, buf); err != nil {
+			return err
+		}
+	}
+}
+
+// addFile writes a regular file.
+func addFile(tw *tar.Writer, name string, data []byte) error {
+	hdr := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: int64(len(data))}
+	if err := tw.WriteHeader(hdr); err != nil {
+		return err
+	}
+	_, err := tw.Write(data)
+	return err
+}

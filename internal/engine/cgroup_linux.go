@@ -1,0 +1,126 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroupRoot is where cgroups are mounted.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// hierarchies returns the roots of the cgroup hierarchies: one with cgroup v2,
+// one for each controller with v1.
+func hierarchies() []string {
+	if unified() {
+		return []string{cgroupRoot}
+	}
+	entries, err := os.ReadDir(cgroupRoot)
+	if err != nil {
+		return nil
+	}
+	var roots []string
+	for _, e := range entries {
+		if e.IsDir() { // the links of v1 name hierarchies once more
+			roots = append(roots, filepath.Join(cgroupRoot, e.Name()))
+		}
+	}
+	return roots
+}
+
+// unified reports whether this machine has cgroup v2 alone.
+func unified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(cgroupRoot, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// ownCgroup returns the cgroup we run in: that of the memory controller with v1.
+// What we start belongs below it, so that whoever limits us limits that too.
+func ownCgroup() string {
+	f, err := os.Open("/proc/self/cgroup")
+	if err != nil {
+		return "/"
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		// cgroups(7): hierarchy-ID:controller-list:cgroup-path
+		parts := strings.SplitN(s.Text(), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		if slices.Contains(strings.Split(parts[1], ","), "memory") || (unified() && parts[0] == "0") {
+			return parts[2]
+		}
+	}
+	return "/"
+}
+
+// cgroupDirs returns the directories of a cgroup and all below it, those below
+// first, in every hierarchy.
+func cgroupDirs(cgroup string) []string {
+	var dirs []string
+	for _, root := range hierarchies() {
+		// What cannot be read is not there.
+		_ = filepath.WalkDir(filepath.Join(root, cgroup), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+	}
+	slices.Reverse(dirs)
+	return dirs
+}
+
+// cgroupProcesses returns the processes in a cgroup and below it.
+func cgroupProcesses(cgroup string) []int {
+	seen := map[int]bool{}
+	for _, dir := range cgroupDirs(cgroup) {
+		data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for _, s := range strings.Fields(string(data)) {
+			// 0 is a process that our pid namespace does not hold.
+			if pid, err := strconv.Atoi(s); err == nil && pid > 0 && pid != os.Getpid() {
+				seen[pid] = true
+			}
+		}
+	}
+	pids := make([]int, 0, len(seen))
+	for pid := range seen {
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// removeCgroup removes a cgroup and all below it. The kernel lets a cgroup go
+// only some time after its last process.
+func removeCgroup(ctx context.Context, cgroup string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for {
+		var busy error
+		for _, dir := range cgroupDirs(cgroup) {
+			if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+				busy = fmt.Errorf("remove cgroup %s: %w", dir, err)
+			}
+		}
+		if busy == nil {
+			return nil
+		}
+		if !pause(ctx, 10*time.Millisecond) {
+			return busy
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/build"
+	"github.com/docker/docker/api/types/container"
+
+	"github.com/org/portainer"
+)
+
+// classic builds j with the daemon's classic builder and returns the image's ID.
+func (d *docker) classic(ctx context.Context, j *job) (image string, err error) {
+	opts := build.ImageBuildOptions{
+		Version:     build.BuilderV1,
+		Remove:      true,
+		ForceRemove: true,
+		NoCache:     j.req.NoCache,
+		PullParent:  j.req.Pull,
+		NetworkMode: d.network(j.req.Network),
+		BuildArgs:   make(map[string]*string, len(j.req.Args)),
+		Labels:      j.req.Labels,
+		ExtraHosts:  j.req.AddHosts,
+		Target:      j.req.Target,
+	}
+	for k, v := range j.req.Args {
+		opts.BuildArgs[k] = &v
+	}
+	body := j.contextWithDockerfile(ctx)
+	opts.Dockerfile = body.dockerfile
+	log := &classicLog{j: j}
+	defer func() {
+		// The daemon reads no more: the bundler must stop, and what it says
+		// comes first, because everything else follows from it.
+		if berr := body.close(); berr != nil {
+			err = bundleError(berr)
+		}
+		if err != nil {
+			log.end("not finished")
+			d.removeContainer(ctx, log.container)
+		}
+	}()
+	resp, err := d.cli.ImageBuild(ctx, body, opts)
+	if err != nil {
+		if dockerclientGone(err) {
+			return "", failure(portainer.PhaseBuild, portainer.ClassLost, err)
+		}
+		return "", j.stepError(err.Error(), err, "", 0)
+	}
+	defer resp.Body.Close()
+	image, err = log.read(resp.Body)
+	if err != nil && ctx.Err() == nil {
+		var be *portainer.BuildError
+		if !errors.As(err, &be) {
+			err = failure(portainer.PhaseBuild, portainer.ClassLost, fmt.Errorf("the docker daemon at %s broke off: %w", d.host, err))
+		}
+	}
+	return image, err
+}
+
+// removeContainer removes the container of a step that was broken off and
+// returns when it is gone. The daemon removes it by itself, but in its own time.
+func (d *docker) removeContainer(ctx context.Context, id string) {
+	if id == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	for {
+		err := d.cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		switch {
+		case cerrdefs.IsNotFound(err):
+			return
+		case ctx.Err() != nil:
+			d.cfg.Logger.Warn("remove container of a broken-off step", "container", id, "err", err)
+			return
+		case cerrdefs.IsConflict(err):
+			// The daemon is at it.
+			pause(ctx, 20*time.Millisecond)
+		}
+	}
+}
+
+// A message is one JSON message of a daemon's build, pull or push.
+type message struct {
+	Stream   string `json:"stream"`
+	Status   string `json:"status"`
+	ID       string `json:"id"`
+	Progress struct {
+		Current int64 `json:"current"`
+		Total   int64 `json:"total"`
+	} `json:"progressDetail"`
+	Aux   json.RawMessage `json:"aux"`
+	Error *struct {
+		Code    int    `json:"code"`
+		Message string `json:"message"`
+	} `json:"errorDetail"`
+}
+
+// A classicLog reads what the classic builder says. It tells steps only in prose.
+type classicLog struct {
+	j         *job
+	cur       *step
+	text      string // of the current instruction
+	line      int    // its line
+	container string // that runs the current instruction; "" when none does
+	image     string
+}
+
+// The builder's own words (docker builder/dockerfile). While a container runs,
+// all but the sentence about its removal is output of the step.
+var (
+	stepWords    = regexp.MustCompile(`(?s)^Step (\d+)/(\d+) : (.*)$`)
+	runningWords = regexp.MustCompile(`^ ---> Running in ([0-9a-f]{6,64})\n?$`)
+	removedWords = regexp.MustCompile(`^(?:Removing| ---> Removed) intermediate container ([0-9a-f]{6,64})\n?$`)
+	resultWords  = regexp.MustCompile(`^ ---> [0-9a-f]{6,64}\n?$|^Successfully (?:built|tagged) \S+\n?$|^\n$`)
+)
+
+// read reads messages until the build has ended and returns the image's ID.
+func (l *classicLog) read(r io.Reader) (image string, err error) {
+	dec := json.NewDecoder(r)
+	for {
+		var m message
+		switch err := dec.Decode(&m); {
+		case errors.Is(err, io.EOF) && l.image != "":
+			l.end("")
+			return l.image, nil
+		case errors.Is(err, io.EOF):
+			return "", io.ErrUnexpectedEOF
+		case err != nil:
+			return "", err
+		}
+		if m.Error != nil {
+			return "", l.failed(m.Error.Code, m.Error.Message)
+		}
+		if len(m.Aux) > 0 {
+			var aux struct{ ID string }
+			if json.Unmarshal(m.Aux, &aux) == nil && aux.ID != "" {
+				l.image = aux.ID
+			}
+		}
+		if m.Stream != "" {
+			l.stream(m.Stream)
+		}
+		// Of a pull's progress only what a person would keep.
+		if m.Status != "" && l.cur != nil && (m.ID == "" || strings.HasPrefix(m.Status, "Pulling from ")) {
+			l.cur.write([]byte(strings.TrimLeft(m.ID+": "+m.Status, ": ")+"\n"), false, time.Time{})
+		}
+	}
+}
+
+// failed makes the error of the build from the daemon's.
+func (l *classicLog) failed(code int, msg string) error {
+	be := l.j.stepError(msg, nil, l.text, l.line)
+	if code != 0 && be.Class == portainer.ClassUser {
+		be.Err = fmt.Errorf("exit code %d", code)
+	}
+	l.end(be.Err.Error())
+	return be
+}
+
+// end ends the current step.
+func (l *classicLog) end(failed string) {
+	if l.cur != nil {
+		l.cur.done(failed, time.Time{})
+		l.cur = nil
+	}
+}
+
+// stream takes one message of prose or output.
+func (l *classicLog) stream(text string) {
+	if m := removedWords.FindStringSubmatch(text); m != nil && (l.container == "" || sameContainer(m[1], l.container)) {
+		l.container = ""
+		return
+	}
+	if l.container != "" {
+		out, stderr := uncolour(text)
+		l.cur.write([]byte(out), stderr, time.Time{})
+		return
+	}
+	if m := stepWords.FindStringSubmatch(text); m != nil {
+		l.end("")
+		l.text = strings.Join(strings.Fields(m[3]), " ")
+		name := l.text
+		l.line = 0
+		if line, ok := l.j.script.step(number(m[1])); ok {
+			l.line, name = line, l.j.script.textAt(line)
+			l.text = name
+		}
+		l.cur = l.j.report.begin(fmt.Sprintf("[%s/%s] %s", m[1], m[2], name), l.line, time.Time{})
+		return
+	}
+	if m := runningWords.FindStringSubmatch(text); m != nil && l.cur != nil {
+		l.container = m[1]
+		return
+	}
+	switch {
+	case text == " ---> Using cache\n" && l.cur != nil:
+		l.cur.cached()
+	case resultWords.MatchString(text):
+	default:
+		if text = strings.TrimSpace(text); text != "" {
+			l.j.report.info("%s", text)
+		}
+	}
+}
+
+// sameContainer compares IDs of which either may be cut short.
+func sameContainer(a, b string) bool {
+	n := min(len(a), len(b))
+	return a[:n] == b[:n]
+}
+
+// uncolour undoes what the daemon does to each piece of standard error: it
+// writes it in red (docker pkg/streamformatter).
+func uncolour(text string) (out string, stderr bool) {
+	if rest, ok := strings.CutPrefix(text, "\x1b[91m"); ok {
+		if rest, ok := strings.CutSuffix(rest, "\x1b[0m"); ok {
+			return rest, true
+		}
+	}
+	return text, false
+}

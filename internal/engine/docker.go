@@ -1,0 +1,181 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/network"
+	dockerclient "github.com/docker/docker/client"
+	bk "github.com/moby/buildkit/client"
+
+	"github.com/org/portainer"
+)
+
+// Every call of the daemon's API that must not hang is bounded by callTimeout.
+const callTimeout = 10 * time.Second
+
+// losslessSince is the first major release of Docker whose BuildKit can be told
+// to keep all output of a step. Older ones drop what exceeds 200 KiB a second
+// (buildkit util/progress/logs), the classic builder drops nothing.
+const losslessSince = 23
+
+// A docker is a Docker daemon, given or of our own.
+type docker struct {
+	cfg     Config
+	host    string
+	given   bool // somebody else's: leave nothing behind
+	cli     *dockerclient.Client
+	version string
+	major   int
+	bridge  bool       // it has a network of its own for containers
+	bk      *bk.Client // its BuildKit; nil if it has none that we can reach
+	stop    func(ctx context.Context) error
+
+	tagging sync.Mutex // one build at a time borrows names of images
+}
+
+// openDocker opens the daemon at cfg.Host.
+func openDocker(ctx context.Context, cfg Config) (*docker, error) {
+	d, err := dialDocker(ctx, cfg, cfg.Host)
+	if err != nil {
+		return nil, err
+	}
+	d.given = true
+	return d, nil
+}
+
+// dialDocker connects to the daemon at host and learns what it can do.
+func dialDocker(ctx context.Context, cfg Config, host string) (*docker, error) {
+	cli, err := dockerclient.NewClientWithOpts(dockerclient.WithHost(host), dockerclient.WithAPIVersionNegotiation())
+	if err != nil {
+		return nil, fmt.Errorf("docker daemon at %s: %w", host, err)
+	}
+	d := &docker{cfg: cfg, host: host, cli: cli}
+	if err := d.probe(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("docker daemon at %s: %w", host, err), cli.Close())
+	}
+	return d, nil
+}
+
+// probe asks the daemon for its version, networks and builders.
+func (d *docker) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("no answer within %s", callTimeout))
+	defer cancel()
+	v, err := d.cli.ServerVersion(ctx)
+	if err != nil {
+		return withCause(ctx, err)
+	}
+	d.version = v.Version
+	major, _, _ := strings.Cut(v.Version, ".")
+	d.major = number(major)
+
+	_, err = d.cli.NetworkInspect(ctx, "bridge", network.InspectOptions{})
+	switch {
+	case err == nil:
+		d.bridge = true
+	case !cerrdefs.IsNotFound(err):
+		return fmt.Errorf("look for its bridge network: %w", err)
+	}
+	d.bk, err = d.dialBuildKit(ctx)
+	if err != nil {
+		d.cfg.Logger.Info("the daemon has no BuildKit that can be used", "host", d.host, "err", err)
+	}
+	return nil
+}
+
+// dialBuildKit connects to the daemon's own BuildKit. Since Docker 29 the socket
+// speaks gRPC itself; before, POST /grpc turns a connection into one.
+func (d *docker) dialBuildKit(ctx context.Context) (*bk.Client, error) {
+	opts := []bk.ClientOpt{
+		bk.WithContextDialer(hijackDialer(d.cli, "/grpc", "h2c")),
+		bk.WithSessionDialer(sessionDialer(d.cli)),
+	}
+	if d.major >= 29 {
+		dial := d.cli.Dialer()
+		opts = []bk.ClientOpt{bk.WithContextDialer(plainDialer(dial))}
+	}
+	c, err := bk.New(ctx, "", opts...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.ListWorkers(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (d *docker) name() string {
+	if d.bk != nil && d.major >= losslessSince {
+		return d.called("buildkit")
+	}
+	return d.called("classic")
+}
+
+func (d *docker) called(builder string) string { return "dockerd " + d.version + " (" + builder + ")" }
+
+// network returns the network of RUN for what a Request asks for.
+func (d *docker) network(want string) string {
+	if want == "" || want == "default" {
+		if !d.bridge {
+			return "host"
+		}
+		return "default"
+	}
+	return want
+}
+
+// build implements backend.
+func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
+	useBuildKit := d.bk != nil && (d.major >= losslessSince || j.script.buildKit != "")
+	if d.bk == nil && j.script.buildKit != "" {
+		return "", "", invalid(fmt.Errorf("%s needs BuildKit, which the docker daemon at %s does not have", j.script.buildKit, d.host))
+	}
+	var image string
+	if useBuildKit {
+		builtBy = d.called("buildkit")
+		if d.major < losslessSince {
+			j.report.info("built by BuildKit because of %q; this daemon's BuildKit drops output beyond 200 KiB a second", j.script.buildKit)
+		}
+		image, err = d.solve(ctx, j)
+	} else {
+		builtBy = d.called("classic")
+		image, err = d.classic(ctx, j)
+	}
+	if err != nil {
+		return "", "", err
+	}
+	digest, err = d.push(ctx, j, image)
+	return digest, builtBy, err
+}
+
+// solve builds j with the daemon's BuildKit and returns the image's ID.
+func (d *docker) solve(ctx context.Context, j *job) (image string, err error) {
+	resp, err := j.solve(ctx, d.bk, d.network(j.req.Network), []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{}}})
+	if err != nil {
+		return "", err
+	}
+	for _, key := range []string{"containerimage.digest", "containerimage.config.digest"} {
+		if id := resp[key]; id != "" {
+			return id, nil
+		}
+	}
+	return "", failure(portainer.PhaseBuild, portainer.ClassLost, fmt.Errorf("the docker daemon at %s did not say what it has built", d.host))
+}
+
+// close implements backend.
+func (d *docker) close(ctx context.Context) error {
+	var errs []error
+	if d.bk != nil {
+		errs = append(errs, d.bk.Close())
+	}
+	errs = append(errs, d.cli.Close())
+	if d.stop != nil {
+		errs = append(errs, d.stop(ctx))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,112 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// stopTimeout is how long a daemon may take to end before it is killed.
+const stopTimeout = 15 * time.Second
+
+// startDockerd starts a dockerd that is ours alone.
+func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
+	program, ok := find("dockerd")
+	if !ok {
+		return nil, errors.New("no dockerd is installed on this machine: install Docker Engine (Debian's docker.io), or give the address of a daemon")
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
+	}
+	h, err := newHome(cfg)
+	if err != nil {
+		return nil, err
+	}
+	var proc *daemon
+	stop := func(ctx context.Context) error {
+		if proc != nil {
+			term, cancel := context.WithTimeout(ctx, stopTimeout)
+			defer cancel()
+			if err := proc.stop(term); err != nil {
+				return err
+			}
+		}
+		// Cleaning up is not cancelled with what it cleans up after.
+		return h.remove(context.WithoutCancel(ctx))
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, stop(context.WithoutCancel(ctx)))
+		}
+	}()
+
+	if err := tryOverlay(h.Data); err != nil {
+		return nil, fmt.Errorf("the data of dockerd would be in %s, where only its storage driver \"vfs\" works, which copies an image for every step "+
+			"and is refused: %w; let the agent's work directory be on ext4 or xfs", h.Data, err)
+	}
+	// Whatever /etc/docker/daemon.json says is for another daemon, and 20.10
+	// does not read an empty file.
+	config := filepath.Join(h.run, "daemon.json")
+	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(h.run, "docker.sock")
+	argv := []string{
+		program,
+		"--config-file", config,
+		"--data-root", h.Data,
+		"--exec-root", filepath.Join(h.run, "x"),
+		"--pidfile", filepath.Join(h.run, "docker.pid"),
+		"-H", "unix://" + socket,
+		// Two daemons in one network namespace would fight over docker0 and
+		// iptables, and the machine's own may be the other.
+		"--bridge=none", "--iptables=false", "--ip6tables=false",
+		"--storage-driver", "overlay2",
+		"--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", h.Cgroup,
+	}
+	for _, r := range cfg.Insecure {
+		argv = append(argv, "--insecure-registry", r)
+	}
+	proc, err = startDaemon("dockerd", filepath.Join(h.run, "dockerd.log"), argv, daemonEnv(h.ID), h.Data)
+	if err != nil {
+		return nil, err
+	}
+	if err := proc.ready(ctx, func(ctx context.Context) error { return ping(ctx, socket) }); err != nil {
+		return nil, err
+	}
+	d, err := dialDocker(ctx, cfg, "unix://"+socket)
+	if err != nil {
+		return nil, err
+	}
+	d.stop = stop
+	return d, nil
+}
+
+// ping asks the daemon behind a socket whether it is there.
+func ping(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}
+	defer t.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ping: %s", resp.Status)
+	}
+	return nil
+}

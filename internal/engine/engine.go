@@ -1,0 +1,219 @@
+// Package engine builds images with a real builder: a Docker daemon that is
+// there already, or a daemon of its own that lives as long as the Engine.
+//
+// Nothing is left when an Engine has been closed: no process, mount, container,
+// cgroup or file. What an engine leaves whose process was killed, Sweep removes.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/org/portainer"
+)
+
+// The kinds of engines.
+const (
+	KindAuto      = "auto"
+	KindDocker    = "docker"    // a Docker daemon at Config.Host
+	KindDockerd   = "dockerd"   // a dockerd of our own
+	KindBuildkitd = "buildkitd" // a buildkitd at Config.Host, or one of our own
+)
+
+// A Config says which engine to open and what it may use.
+type Config struct {
+	// Kind is one of the kinds of engines. "" and "auto" mean "docker" when
+	// Host is set, else what is installed.
+	Kind string
+	// Host is the address of a given daemon as DOCKER_HOST spells it:
+	// unix:///path or tcp://host:port. Kind "docker" requires it.
+	Host string
+	// Sandbox is a directory for the data of an engine of our own. It may be
+	// far longer than a socket's path can be. "" means a temporary directory.
+	Sandbox string
+	// Temp is where a short-named directory for sockets is made. "" means /tmp.
+	Temp string
+	// Insecure names registries, as host:port, that are spoken to over plain
+	// HTTP or with a certificate that is not verified.
+	Insecure []string
+
+	// Bundler writes the build context. nil means that builds have none: the
+	// engine gets the Dockerfile alone.
+	Bundler portainer.ContextBundler
+	// Logs receives what builds say: EventInfo, EventStep, EventStepDone,
+	// EventLog and EventGap. nil drops it. Calls for one build are in order and
+	// never at the same time.
+	Logs portainer.LogSink
+	// Logger is for the engine's own log. nil means none.
+	Logger *slog.Logger
+
+	// CPUs, MemMB and DiskMB bound what the builds may use; 0 means no bound.
+	CPUs, MemMB, DiskMB float64
+}
+
+// An Engine is a portainer.Builder that builds here. Build may be called from
+// many goroutines.
+type Engine struct {
+	cfg     Config
+	backend backend
+
+	closing sync.Once
+	closed  error // what the first Close returned
+}
+
+var _ portainer.Builder = (*Engine)(nil)
+
+// A backend is one kind of engine.
+type backend interface {
+	// name is what built an image: program, version, builder.
+	name() string
+	// build builds j and pushes every tag. It returns the digest of the pushed
+	// manifest and what built it.
+	build(ctx context.Context, j *job) (digest, builtBy string, err error)
+	// close stops what was started and removes what was made.
+	close(ctx context.Context) error
+}
+
+// Open finds or starts the engine that cfg names. The caller closes it. An error
+// is a *portainer.BuildError of ClassLaunch, or of ClassInvalid for a bad cfg.
+func Open(ctx context.Context, cfg Config) (*Engine, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Temp == "" {
+		cfg.Temp = "/tmp"
+	}
+	kind, why, err := choose(cfg)
+	if err != nil {
+		return nil, &portainer.BuildError{Phase: portainer.PhaseLaunch, Class: portainer.ClassInvalid, Err: err}
+	}
+	var b backend
+	switch kind {
+	case KindDocker:
+		b, err = openDocker(ctx, cfg)
+	case KindDockerd:
+		b, err = startDockerd(ctx, cfg)
+	}
+	if err != nil {
+		return nil, launchError(ctx, kind, err)
+	}
+	cfg.Logger.Info("engine ready", "kind", kind, "why", why, "name", b.name())
+	return &Engine{cfg: cfg, backend: b}, nil
+}
+
+// choose returns the kind of engine that cfg asks for, and why it is that one.
+func choose(cfg Config) (kind, why string, err error) {
+	switch cfg.Kind {
+	case "", KindAuto:
+		if cfg.Host != "" {
+			return KindDocker, "a daemon is given", nil
+		}
+		return KindDockerd, "no daemon is given", nil
+	case KindDocker:
+		if cfg.Host == "" {
+			return "", "", errors.New(`engine "docker" needs the address of a daemon`)
+		}
+		return cfg.Kind, "asked for", nil
+	case KindDockerd:
+		if cfg.Host != "" {
+			return "", "", fmt.Errorf("engine %q starts a daemon of its own and cannot use the one at %s", cfg.Kind, cfg.Host)
+		}
+		return cfg.Kind, "asked for", nil
+	}
+	return "", "", fmt.Errorf("unknown engine %q: it must be auto, docker or dockerd", cfg.Kind)
+}
+
+// Name says what builds, such as "dockerd 20.10.24 (buildkit)".
+func (e *Engine) Name() string { return e.backend.name() }
+
+// Build implements portainer.Builder: it builds the image, pushes every tag and
+// returns the digest that the registry knows it by. Every error is a
+// *portainer.BuildError.
+func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.Result, error) {
+	started := time.Now()
+	j, err := newJob(ctx, e.cfg, req)
+	if err != nil {
+		return nil, err
+	}
+	digest, by, err := e.backend.build(ctx, j)
+	if err != nil {
+		return nil, j.error(ctx, err)
+	}
+	res := &portainer.Result{
+		ID:       req.ID,
+		Image:    j.image,
+		Digest:   digest,
+		Engine:   by,
+		Attempts: 1,
+		Started:  started,
+		Finished: time.Now(),
+	}
+	for _, ref := range j.refs {
+		res.Refs = append(res.Refs, ref+"@"+digest)
+	}
+	return res, nil
+}
+
+// Close stops an engine of our own and removes everything that belongs to it. A
+// given daemon is left as it is. Builds that still run are broken off. Cleaning up
+// goes on when ctx is done, but what does not end by itself is then killed at
+// once. Further calls return what the first did.
+func (e *Engine) Close(ctx context.Context) error {
+	e.closing.Do(func() { e.closed = e.backend.close(ctx) })
+	return e.closed
+}
+
+// A job is one call of Build.
+type job struct {
+	cfg    Config
+	req    portainer.Request
+	image  string   // "<registry>/<repository>"
+	refs   []string // "<registry>/<repository>:<tag>", at least one
+	file   string   // what messages call the Dockerfile
+	source []byte   // its text
+	script *script  // what it says
+	report *reporter
+}
+
+// newJob checks req and reads its Dockerfile.
+func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error) {
+	j := &job{cfg: cfg, req: req, file: req.Dockerfile, source: req.Source}
+	if req.Registry == "" || req.Repository == "" {
+		return nil, j.error(ctx, invalid(errors.New("a registry and a repository are needed")))
+	}
+	j.image = req.Registry + "/" + req.Repository
+	tags := req.Tags
+	if len(tags) == 0 {
+		tags = []string{"latest"}
+	}
+	for _, tag := range tags {
+		j.refs = append(j.refs, j.image+":"+tag)
+	}
+	switch req.Network {
+	case "", "default", "none", "host":
+	default:
+		return nil, j.error(ctx, invalid(fmt.Errorf("unknown network %q: it must be default, none or host", req.Network)))
+	}
+	if j.file == "" {
+		j.file = "Dockerfile"
+	}
+	if j.source == nil {
+		path := req.Dockerfile
+		if path == "" {
+			path = filepath.Join(req.Dir, "Dockerfile")
+		}
+		var err error
+		if j.source, err = os.ReadFile(path); err != nil {
+			return nil, j.error(ctx, &portainer.BuildError{Phase: portainer.PhaseRead, Class: portainer.ClassInvalid, Err: err})
+		}
+	}
+	j.script = readScript(j.source)
+	j.report = newReporter(ctx, cfg.Logs)
+	return j, nil
+}

@@ -1,0 +1,260 @@
+package engine_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/org/portainer"
+	"github.com/org/portainer/internal/engine"
+)
+
+// builders are Dockerfile prefixes that make a 20.10 daemon use one builder.
+var builders = []struct{ name, prefix, mount string }{
+	{"classic", "", ""},
+	{"buildkit", "", "--mount=type=cache,target=/cache "},
+}
+
+func TestBuild(t *testing.T) {
+	r := theRig(t)
+	for _, b := range builders {
+		for _, own := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s own=%t", b.name, own), func(t *testing.T) {
+				t.Parallel()
+				log := &recorder{}
+				cfg := r.given(log)
+				if own {
+					cfg = r.ownDockerd(t, log)
+				}
+				cfg.Bundler = files{"src/a.txt": "one", "b.txt": "two", ".dockerignore": "*.log\n"}
+				req := r.request(t, "FROM BUSYBOX AS base\n# a comment\nRUN "+b.mount+"echo hello >/made &&\\\n    echo out; echo err >&2\n"+
+					"FROM base\nARG V=none\nWORKDIR /w\nCOPY . /w/\nRUN echo $V > /v\nENTRYPOINT [\"/bin/sh\"]\n")
+				req.Tags = []string{"v1", "v2"}
+				req.Args = map[string]string{"V": "1.2"}
+				req.Labels = map[string]string{"who": "me"}
+
+				e := open(t, cfg)
+				res, err := e.Build(testContext(t), req)
+				require.NoError(t, err)
+				require.NoError(t, e.Close(testContext(t)))
+
+				require.Contains(t, res.Engine, "("+b.name+")")
+				require.Equal(t, portainer.BuildID("b1"), res.ID)
+				image := req.Registry + "/" + req.Repository
+				require.Equal(t, image, res.Image)
+				require.Equal(t, []string{image + ":v1@" + res.Digest, image + ":v2@" + res.Digest}, res.Refs)
+				for _, tag := range req.Tags {
+					digest, err := pull(t, image+":"+tag).Digest()
+					require.NoError(t, err)
+					require.Equal(t, res.Digest, digest.String())
+				}
+				config, err := pull(t, res.Refs[0]).ConfigFile()
+				require.NoError(t, err)
+				require.Equal(t, "me", config.Config.Labels["who"])
+				require.Equal(t, []string{"/bin/sh"}, config.Config.Entrypoint)
+				require.Equal(t, "/w", config.Config.WorkingDir)
+
+				fs := fileSystem(t, pull(t, res.Refs[0]))
+				require.Equal(t, "hello\n", fs["made"])
+				require.Equal(t, "1.2\n", fs["v"])
+				require.Equal(t, "one", fs["w/src/a.txt"])
+				require.Equal(t, "two", fs["w/b.txt"])
+				for name := range fs {
+					require.NotContains(t, name, "Dockerfile")
+				}
+
+				run := log.done(t, "echo hello")
+				require.Equal(t, 3, run.Line)
+				require.Empty(t, run.Error)
+				require.ElementsMatch(t, []string{"out", "err"}, log.lines("echo hello"))
+				for _, ev := range log.all() {
+					if ev.Kind == portainer.EventLog && ev.Step.ID == run.ID {
+						require.Equal(t, ev.Text == "err", ev.Stderr, ev.Text)
+					}
+				}
+				require.Equal(t, 8, log.done(t, "COPY . /w/").Line)
+				require.Equal(t, 9, log.done(t, "> /v").Line)
+				log.done(t, "pushing "+image+":v2")
+			})
+		}
+	}
+}
+
+func TestBuildWithoutContext(t *testing.T) {
+	r := theRig(t)
+	for _, b := range builders {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			e := open(t, r.given(nil))
+			res, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"echo x >/x\n"))
+			require.NoError(t, err)
+			require.Equal(t, "x\n", fileSystem(t, pull(t, res.Refs[0]))["x"])
+		})
+	}
+}
+
+func TestStepFails(t *testing.T) {
+	r := theRig(t)
+	for _, b := range builders {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			log := &recorder{}
+			e := open(t, r.given(log))
+			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"true\nENV A=b\n\nRUN echo unauthorized no space; \\\n  exit 7\n"))
+			var be *portainer.BuildError
+			require.ErrorAs(t, err, &be)
+			require.Equal(t, portainer.ClassUser, be.Class)
+			require.Equal(t, portainer.PhaseBuild, be.Phase)
+			require.Equal(t, 5, be.Line)
+			require.Equal(t, "app/Dockerfile", be.File)
+			require.Equal(t, "RUN echo unauthorized no space; exit 7", be.Step)
+			require.Equal(t, "app/Dockerfile:5: RUN echo unauthorized no space; exit 7: exit code 7", err.Error())
+			require.ErrorIs(t, err, portainer.ErrFailed)
+			require.Equal(t, []string{"unauthorized no space"}, log.lines("exit 7"))
+			require.NotEmpty(t, log.done(t, "exit 7").Error)
+		})
+	}
+}
+
+func TestFailureClasses(t *testing.T) {
+	r := theRig(t)
+	tests := []struct {
+		name   string
+		source string
+		edit   func(*portainer.Request)
+		class  portainer.Class
+		phase  portainer.Phase
+		line   int
+		says   string
+	}{
+		{"unknown instruction", "FROM BUSYBOX\nRUN MOUNTtrue\n\nFROB x\n", nil, portainer.ClassInvalid, portainer.PhaseBuild, 4, "FROB"},
+		{"missing source", "FROM BUSYBOX\nRUN MOUNTtrue\nCOPY nowhere /x\n", nil, portainer.ClassUser, portainer.PhaseBuild, 3, "nowhere"},
+		{"missing base", "# base\nFROM REGISTRY/no/such:1\nRUN MOUNTtrue\n", nil, portainer.ClassUser, portainer.PhaseBuild, 2, "no/such"},
+		{"base of no registry", "FROM 127.0.0.1:1/no/such:1\nRUN MOUNTtrue\n", nil, portainer.ClassRegistry, portainer.PhaseBuild, 1, "127.0.0.1:1"},
+		{"no registry", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Registry = "127.0.0.1:1" }, portainer.ClassRegistry, portainer.PhasePush, 0, "127.0.0.1:1"},
+		{"bad network", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Network = "moon" }, portainer.ClassInvalid, portainer.PhaseBuild, 0, "moon"},
+		{"no target", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Target = "nope" }, portainer.ClassUser, portainer.PhaseBuild, 0, "nope"},
+	}
+	for _, b := range builders {
+		for _, tt := range tests {
+			t.Run(b.name+" "+tt.name, func(t *testing.T) {
+				t.Parallel()
+				cfg := r.given(nil)
+				cfg.Bundler = files{"a": "a"}
+				e := open(t, cfg)
+				req := r.request(t, strings.NewReplacer("MOUNT", b.mount, "REGISTRY", r.registry.Addr).Replace(tt.source))
+				req.Repository = "classes"
+				if tt.edit != nil {
+					tt.edit(&req)
+				}
+				_, err := e.Build(testContext(t), req)
+				var be *portainer.BuildError
+				require.ErrorAs(t, err, &be)
+				require.Equal(t, tt.class, be.Class, err)
+				require.Equal(t, tt.phase, be.Phase, err)
+				require.Equal(t, tt.line, be.Line, err)
+				require.ErrorContains(t, err, tt.says)
+			})
+		}
+	}
+}
+
+func TestLosslessLog(t *testing.T) {
+	r := theRig(t)
+	const n = 200_000
+	log := &recorder{}
+	e := open(t, r.given(log))
+	_, err := e.Build(testContext(t), r.request(t, fmt.Sprintf("FROM BUSYBOX\nRUN seq 1 %d | sed 's/.*/line number & of many/'\n", n)))
+	require.NoError(t, err)
+	lines := log.lines("seq")
+	require.Len(t, lines, n)
+	for i, line := range lines {
+		if want := fmt.Sprintf("line number %d of many", i+1); line != want {
+			require.Equal(t, want, line)
+		}
+	}
+}
+
+func TestClippedLogIsReported(t *testing.T) {
+	r := theRig(t)
+	log := &recorder{}
+	e := open(t, r.given(log))
+	_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN --mount=type=tmpfs,target=/t seq 1 200000\n"))
+	require.NoError(t, err)
+	var gaps []portainer.Event
+	for _, ev := range log.all() {
+		if ev.Kind == portainer.EventGap {
+			gaps = append(gaps, ev)
+		}
+	}
+	require.NotEmpty(t, gaps)
+	require.Contains(t, gaps[0].Text, "200KiB/s")
+}
+
+func TestCancelledBuildLeavesNothing(t *testing.T) {
+	r := theRig(t)
+	for _, b := range builders {
+		t.Run(b.name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(testContext(t))
+			defer cancel()
+			log := &recorder{hook: func(ev portainer.Event) {
+				if ev.Kind == portainer.EventLog && ev.Text == "sleeping" {
+					cancel()
+				}
+			}}
+			e := open(t, r.given(log))
+			mark := fmt.Sprintf("98%d7", time.Now().UnixNano()%1e6)
+			_, err := e.Build(ctx, r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"echo sleeping; exec sleep "+mark+"\n"))
+			require.ErrorIs(t, err, context.Canceled)
+			var be *portainer.BuildError
+			require.ErrorAs(t, err, &be)
+			require.Equal(t, portainer.ClassCancelled, be.Class)
+			require.Eventually(t, func() bool { return !running(t, "sleep "+mark) }, 10*time.Second, 10*time.Millisecond)
+		})
+	}
+}
+
+// running reports whether a process has that command line.
+func running(t *testing.T, cmdline string) bool {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	for _, p := range paths {
+		data, err := os.ReadFile(p)
+		if err == nil && string(bytes.ReplaceAll(bytes.TrimRight(data, "\x00"), []byte{0}, []byte{' '})) == cmdline {
+			return true
+		}
+	}
+	return false
+}
+
+func TestOpenErrors(t *testing.T) {
+	tests := []struct {
+		name  string
+		cfg   engine.Config
+		class portainer.Class
+		says  string
+	}{
+		{"unknown kind", engine.Config{Kind: "podman"}, portainer.ClassInvalid, "podman"},
+		{"docker without host", engine.Config{Kind: engine.KindDocker}, portainer.ClassInvalid, "address"},
+		{"dockerd with host", engine.Config{Kind: engine.KindDockerd, Host: "unix:///x"}, portainer.ClassInvalid, "unix:///x"},
+		{"nobody there", engine.Config{Host: "unix:///nowhere/docker.sock"}, portainer.ClassLaunch, "/nowhere/docker.sock"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := engine.Open(testContext(t), tt.cfg)
+			var be *portainer.BuildError
+			require.ErrorAs(t, err, &be)
+			require.Equal(t, tt.class, be.Class)
+			require.Equal(t, portainer.PhaseLaunch, be.Phase)
+			require.ErrorContains(t, err, tt.says)
+		})
+	}
+}

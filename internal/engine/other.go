@@ -1,0 +1,18 @@
+//go:build !linux
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+)
+
+// errLinux is what engines of our own answer elsewhere.
+var errLinux = errors.New("engines of our own run on Linux only: give the address of a docker daemon")
+
+func startDockerd(context.Context, Config) (*docker, error) { return nil, errLinux }
+
+// Sweep removes what engines left whose process was killed. There are none on
+// this system.
+func Sweep(context.Context, string, *slog.Logger) error { return nil }

@@ -1,0 +1,150 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/registry"
+	dockerclient "github.com/docker/docker/client"
+
+	"github.com/org/portainer"
+)
+
+// dockerclientGone reports whether err means that nobody answers at the daemon's
+// address any more.
+func dockerclientGone(err error) bool {
+	return dockerclient.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// push pushes the image with that ID under every reference of j and returns its
+// digest. A tag is written after the layers, by the registry protocol's own order.
+func (d *docker) push(ctx context.Context, j *job, id string) (digest string, err error) {
+	// The daemon pushes only what has a name, and somebody else may use that
+	// name on a daemon that is not ours.
+	d.tagging.Lock()
+	defer d.tagging.Unlock()
+	for _, ref := range j.refs {
+		restore, err := d.borrow(ctx, id, ref)
+		if err != nil {
+			return "", failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("name the image %s for its push: %w", ref, err))
+		}
+		// Only after the last push: an image that loses its only name is gone.
+		defer func() {
+			if rerr := restore(); rerr != nil {
+				d.cfg.Logger.Warn("take a name back from an image that was pushed", "ref", ref, "err", rerr)
+			}
+		}()
+		step := j.report.begin("pushing "+ref, 0, time.Time{})
+		got, err := d.pushAs(ctx, ref)
+		if err != nil {
+			step.done(err.Error(), time.Time{})
+			return "", pushError(j.req.Registry, ref, err)
+		}
+		step.write([]byte(got+"\n"), false, time.Time{})
+		step.done("", time.Time{})
+		if digest != "" && got != digest {
+			return "", failure(portainer.PhasePush, portainer.ClassRegistry,
+				fmt.Errorf("push %s: the registry has digest %s, but %s for another tag of the same image", ref, got, digest))
+		}
+		digest = got
+	}
+	return digest, nil
+}
+
+// pushError makes the error of a push.
+func pushError(host, ref string, err error) error {
+	msg := err.Error()
+	if dockerclientGone(err) {
+		return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w", ref, err))
+	}
+	class := classOf(msg, portainer.ClassRegistry)
+	if class == portainer.ClassRegistry && !strings.Contains(msg, host) {
+		err = fmt.Errorf("registry %s: %w", host, err)
+	}
+	return failure(portainer.PhasePush, class, fmt.Errorf("push %s: %w", ref, err))
+}
+
+// pushAs pushes the image that has the name ref.
+func (d *docker) pushAs(ctx context.Context, ref string) (digest string, err error) {
+	auth, err := registry.EncodeAuthConfig(registry.AuthConfig{})
+	if err != nil {
+		return "", err
+	}
+	resp, err := d.cli.ImagePush(ctx, ref, image.PushOptions{RegistryAuth: auth})
+	if err != nil {
+		return "", err
+	}
+	defer resp.Close()
+	digest, err = readPush(resp)
+	if err != nil || digest != "" {
+		return digest, err
+	}
+	seen, err := d.cli.DistributionInspect(ctx, ref, auth)
+	if err != nil {
+		return "", fmt.Errorf("ask for the digest: %w", err)
+	}
+	return seen.Descriptor.Digest.String(), nil
+}
+
+// borrow names the image ref for the time of a push. restore gives the name back
+// to whom it belonged.
+func (d *docker) borrow(ctx context.Context, id, ref string) (restore func() error, err error) {
+	owner := ""
+	if d.given {
+		switch had, err := d.cli.ImageInspect(ctx, ref); {
+		case err == nil:
+			owner = had.ID
+		case !cerrdefs.IsNotFound(err):
+			return nil, fmt.Errorf("look for an image of that name: %w", err)
+		}
+	}
+	if err := d.cli.ImageTag(ctx, id, ref); err != nil {
+		return nil, fmt.Errorf("tag: %w", err)
+	}
+	return func() error {
+		if !d.given || owner == id {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+		defer cancel()
+		if owner != "" {
+			return d.cli.ImageTag(ctx, owner, ref)
+		}
+		_, err := d.cli.ImageRemove(ctx, ref, image.RemoveOptions{PruneChildren: false})
+		if cerrdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}, nil
+}
+
+// readPush reads what the daemon says of a push. It returns "" when the daemon
+// did not tell the digest.
+func readPush(r io.Reader) (digest string, err error) {
+	dec := json.NewDecoder(r)
+	for {
+		var m message
+		switch err := dec.Decode(&m); {
+		case errors.Is(err, io.EOF):
+			return digest, nil
+		case err != nil:
+			return "", err
+		}
+		if m.Error != nil {
+			return "", errors.New(m.Error.Message)
+		}
+		if len(m.Aux) > 0 {
+			var aux struct{ Digest string }
+			if json.Unmarshal(m.Aux, &aux) == nil && aux.Digest != "" {
+				digest = aux.Digest
+			}
+		}
+	}
+}
