@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -210,4 +211,91 @@ func (e *BuildError) Unwrap() []error {
 		return []error{e.Class.sentinel()}
 	}
 	return []error{e.Err, e.Class.sentinel()}
+}
+
+// Build reads the Dockerfile, stages the context, waits for an offer, and
+// returns when the image is pushed. It waits for Run if Run has not been called
+// yet. The events of the build are handed to Config.Logs by the goroutine that
+// calls Build.
+//
+// When ctx is done, Build has the task killed and returns without waiting for
+// the agent. The staged context is removed in any case, when no task uses it any
+// more. Every error is a *BuildError.
+func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
+	spec, err := f.prepare(ctx, req)
+	if err != nil {
+		f.announceFailure(ctx, err)
+		return nil, err
+	}
+	box := newMailbox()
+	err = f.ask(ctx, func(l *loop) { l.submit(*spec, box) })
+	if err != nil {
+		f.unstage(spec.task.Context)
+		failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseQueue, Class: ClassCancelled, Err: err}
+		f.announceFailure(ctx, failure)
+		return nil, failure
+	}
+	return f.follow(ctx, spec.id, spec.image, box)
+}
+
+// follow hands on what happens to a build until it is over.
+func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *mailbox) (*Result, error) {
+	w := &follower{files: f.files, sink: f.cfg.Logs, build: id, image: image}
+	if f.state != nil {
+		mark, err := f.state.openMark(id)
+		if err != nil {
+			return nil, fmt.Errorf("state of build %s: %w", id, err)
+		}
+		defer mark.close()
+		w.mark = mark
+	}
+	return w.run(ctx, box, func() { f.cancel(ctx, id) })
+}
+
+// Recovered returns the builds that an earlier framework with the same state
+// directory left, finished or not, in the order in which they were submitted.
+func (f *Framework) Recovered() []BuildID {
+	past := slices.SortedFunc(slices.Values(f.past), func(a, b record) int { return a.Submitted.Compare(b.Submitted) })
+	ids := make([]BuildID, len(past))
+	for i := range past {
+		ids[i] = past[i].ID
+	}
+	return ids
+}
+
+// Attach is Build for one of Recovered: it goes on handing events to Config.Logs
+// where the earlier framework left off, and returns when the build is over. Each
+// build can be attached to once.
+func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
+	var box *mailbox
+	var image string
+	err := f.ask(ctx, func(l *loop) {
+		if r := l.recovered[id]; r != nil {
+			box, image = r.box, r.image
+			delete(l.recovered, id)
+		}
+	})
+	if err == nil && box == nil {
+		err = fmt.Errorf("%w: no build %q to attach to", ErrInvalid, id)
+	}
+	if err != nil {
+		return nil, &BuildError{ID: id, Phase: PhaseRead, Class: ClassInvalid, Err: err}
+	}
+	return f.follow(ctx, id, image, box)
+}
+
+// Forget removes a finished build from the state directory. Until then a later
+// framework recovers it, so that no result is lost between Build's return and
+// what the caller does with it. It does nothing without a state directory, nor to
+// a build that is not over.
+func (f *Framework) Forget(id BuildID) error {
+	if f.state == nil {
+		return nil
+	}
+	var err error
+	askErr := f.ask(context.Background(), func(l *loop) { err = l.forget(id) })
+	if errors.Is(askErr, ErrStopped) {
+		return ErrStopped
+	}
+	return err
 }

@@ -1,8 +1,15 @@
 package portainer
 
 import (
+	"cmp"
+	"container/heap"
+	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
+
+	mesos "github.com/mesos/mesos-go/api/v1/lib"
 )
 
 // IDs assigned by Mesos. They are opaque.
@@ -48,6 +55,20 @@ func (r Resources) Sub(used Resources) Resources {
 	return r.Add(Resources{CPUs: -used.CPUs, MemMB: -used.MemMB, DiskMB: -used.DiskMB, GPUs: -used.GPUs})
 }
 
+// String shows cpus and mem, and the others that are not zero.
+func (r Resources) String() string {
+	text := fmt.Sprintf("cpus:%g mem:%g", rounded(r.CPUs), rounded(r.MemMB))
+	if r.DiskMB != 0 {
+		text += fmt.Sprintf(" disk:%g", rounded(r.DiskMB))
+	}
+	if r.GPUs != 0 {
+		text += fmt.Sprintf(" gpus:%g", rounded(r.GPUs))
+	}
+	return text
+}
+
+func rounded(v float64) float64 { return float64(thousandths(v)) / 1000 }
+
 // An Offer is what one agent can give at this moment to one role of this
 // framework.
 type Offer struct {
@@ -60,6 +81,8 @@ type Offer struct {
 	// Unavailable is when maintenance of the agent begins; zero if none is
 	// planned.
 	Unavailable time.Time
+
+	agentURL string // base URL of the agent's HTTP API
 }
 
 // A Pending is a build that waits to be placed.
@@ -97,4 +120,305 @@ type MatcherFunc func(offers []Offer, builds []Pending) []Placement
 // MatchOffers calls f.
 func (f MatcherFunc) MatchOffers(offers []Offer, builds []Pending) []Placement {
 	return f(offers, builds)
+}
+
+// Spread is the default matcher. It places each build, oldest first, on the
+// agent with the most cpus left, so that a few builds get whole machines to
+// themselves and many fill the cluster evenly. Agents of Pending.Avoid, and
+// those whose maintenance begins within the hour, are passed over.
+type Spread struct{}
+
+// MatchOffers implements OfferMatcher.
+func (Spread) MatchOffers(offers []Offer, builds []Pending) []Placement {
+	now := time.Now()
+	room := make(roomiest, 0, len(offers))
+	for i := range offers {
+		if available(&offers[i], now) {
+			room = append(room, remaining{&offers[i], offers[i].Resources})
+		}
+	}
+	heap.Init(&room)
+	var placements []Placement
+	var full shortages
+	for i := range builds {
+		b := &builds[i]
+		if full.covers(b.Resources) {
+			continue
+		}
+		if offer := room.place(b); offer != "" {
+			placements = append(placements, Placement{Build: b.ID, Offer: offer})
+		} else if len(b.Avoid) == 0 {
+			full.add(b.Resources)
+		}
+	}
+	return placements
+}
+
+// FirstFit places each build, oldest first, on the first offer with room whose
+// agent is not in Pending.Avoid and has no maintenance within the hour. It fills
+// few agents and leaves the others whole, for frameworks that need them so.
+type FirstFit struct{}
+
+// MatchOffers implements OfferMatcher.
+func (FirstFit) MatchOffers(offers []Offer, builds []Pending) []Placement {
+	now := time.Now()
+	room := make([]remaining, 0, len(offers))
+	for i := range offers {
+		if available(&offers[i], now) {
+			room = append(room, remaining{&offers[i], offers[i].Resources})
+		}
+	}
+	var placements []Placement
+	var full shortages
+	for i := range builds {
+		b := &builds[i]
+		if full.covers(b.Resources) {
+			continue
+		}
+		at := slices.IndexFunc(room, func(r remaining) bool { return r.takes(b) })
+		switch {
+		case at >= 0:
+			room[at].left = room[at].left.Sub(b.Resources)
+			placements = append(placements, Placement{Build: b.ID, Offer: room[at].offer.ID})
+		case len(b.Avoid) == 0:
+			full.add(b.Resources)
+		}
+	}
+	return placements
+}
+
+// maintenanceMargin is how long before its maintenance an agent gets no more
+// builds: few take longer.
+const maintenanceMargin = time.Hour
+
+func available(o *Offer, now time.Time) bool {
+	return o.Unavailable.IsZero() || o.Unavailable.Sub(now) > maintenanceMargin
+}
+
+// shortages are amounts that fitted nowhere. What is no smaller need not be tried:
+// thousands of equal builds in a queue then cost no more than one.
+type shortages []Resources
+
+func (s shortages) covers(want Resources) bool {
+	return slices.ContainsFunc(s, func(short Resources) bool { return want.Fits(short) })
+}
+
+func (s *shortages) add(short Resources) {
+	const enough = 16 // kinds of builds; beyond that they are tried in vain
+	if len(*s) < enough {
+		*s = append(*s, short)
+	}
+}
+
+// remaining is an offer and what earlier placements left of it.
+type remaining struct {
+	offer *Offer
+	left  Resources
+}
+
+// takes reports whether b may be placed there.
+func (r *remaining) takes(b *Pending) bool {
+	return r.left.Fits(b.Resources) && !slices.Contains(b.Avoid, r.offer.Agent)
+}
+
+// roomiest is a heap of offers, the one with the most cpus left on top.
+type roomiest []remaining
+
+func (h roomiest) Len() int           { return len(h) }
+func (h roomiest) Less(i, j int) bool { return h[i].left.CPUs > h[j].left.CPUs }
+func (h roomiest) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *roomiest) Push(x any)        { *h = append(*h, x.(remaining)) }
+func (h *roomiest) Pop() any {
+	last := len(*h) - 1
+	x := (*h)[last]
+	*h = (*h)[:last]
+	return x
+}
+
+// place takes what b needs from the roomiest offer that has it, and returns that
+// offer's id, or "".
+func (h *roomiest) place(b *Pending) OfferID {
+	var passed []remaining
+	defer func() {
+		for _, r := range passed {
+			heap.Push(h, r)
+		}
+	}()
+	for h.Len() > 0 && thousandths((*h)[0].left.CPUs) >= thousandths(b.Resources.CPUs) {
+		top := &(*h)[0]
+		if top.takes(b) {
+			id := top.offer.ID
+			top.left = top.left.Sub(b.Resources)
+			heap.Fix(h, 0)
+			return id
+		}
+		passed = append(passed, heap.Pop(h).(remaining))
+	}
+	return ""
+}
+
+// Names of resources, as mesos docs/attributes-resources.md has them.
+const (
+	resourceCPUs = "cpus"
+	resourceMem  = "mem"
+	resourceDisk = "disk"
+	resourceGPUs = "gpus"
+)
+
+// fromMesos converts an offer. What no build may use, such as revocable
+// resources and persistent volumes, is left out of the amounts.
+func fromMesos(o *mesos.Offer, secure bool) Offer {
+	offer := Offer{
+		ID:         OfferID(o.ID.Value),
+		Agent:      AgentID(o.AgentID.Value),
+		Hostname:   o.Hostname,
+		Role:       o.GetAllocationInfo().GetRole(),
+		Attributes: make(map[string]string, len(o.Attributes)),
+		agentURL:   agentURL(o, secure),
+	}
+	for i := range o.Resources {
+		r := &o.Resources[i]
+		if !usable(r) {
+			continue
+		}
+		amount := r.GetScalar().GetValue()
+		switch r.Name {
+		case resourceCPUs:
+			offer.Resources = offer.Resources.Add(Resources{CPUs: amount})
+		case resourceMem:
+			offer.Resources = offer.Resources.Add(Resources{MemMB: amount})
+		case resourceDisk:
+			offer.Resources = offer.Resources.Add(Resources{DiskMB: amount})
+		case resourceGPUs:
+			offer.Resources = offer.Resources.Add(Resources{GPUs: amount})
+		}
+	}
+	for i := range o.Attributes {
+		offer.Attributes[o.Attributes[i].Name] = attributeText(&o.Attributes[i])
+	}
+	if u := o.Unavailability; u != nil {
+		offer.Unavailable = time.Unix(0, u.Start.Nanoseconds)
+	}
+	return offer
+}
+
+// agentURL is where the agent of an offer serves its API. Mesos says "http" there
+// even when the agent speaks TLS (mesos src/master/master.cpp), so the scheme is
+// ours to know.
+func agentURL(o *mesos.Offer, secure bool) string {
+	scheme, host, port := "http", o.Hostname, int32(5051)
+	if secure {
+		scheme = "https"
+	}
+	if u := o.URL; u != nil {
+		port = u.Address.Port
+		switch {
+		case secure && u.Address.GetHostname() != "": // certificates are made out to names
+			host = u.Address.GetHostname()
+		case u.Address.GetIP() != "":
+			host = u.Address.GetIP()
+		case u.Address.GetHostname() != "":
+			host = u.Address.GetHostname()
+		}
+	}
+	return fmt.Sprintf("%s://%s", scheme, joinHostPort(host, port))
+}
+
+func joinHostPort(host string, port int32) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return fmt.Sprintf("%s:%d", host, port)
+}
+
+// attributeText writes the value of an attribute as an operator wrote it.
+func attributeText(a *mesos.Attribute) string {
+	switch {
+	case a.Text != nil:
+		return a.Text.Value
+	case a.Scalar != nil:
+		return fmt.Sprintf("%g", rounded(a.Scalar.Value))
+	case a.Ranges != nil:
+		parts := make([]string, len(a.Ranges.Range))
+		for i, r := range a.Ranges.Range {
+			parts[i] = fmt.Sprintf("%d-%d", r.Begin, r.End)
+		}
+		return "[" + strings.Join(parts, ",") + "]"
+	case a.Set != nil:
+		return "{" + strings.Join(a.Set.Item, ",") + "}"
+	}
+	return ""
+}
+
+// usable reports whether a build may use an entry of an offer: not what can be
+// taken away again, nor shared or persistent volumes, nor a disk that is a device
+// of its own.
+func usable(r *mesos.Resource) bool {
+	if r.Scalar == nil || r.Revocable != nil || r.Shared != nil {
+		return false
+	}
+	return r.Disk == nil || r.Disk.Persistence == nil && r.Disk.Source == nil
+}
+
+// carve takes want out of pool, entry by entry, and returns what it took. Entries
+// reserved for role come first, then those of its ancestors, then unreserved
+// ones; each part taken keeps the reservation and allocation of its entry. ok is
+// false, and pool as it was, if pool has less.
+func carve(pool []mesos.Resource, role string, want Resources) (taken []mesos.Resource, ok bool) {
+	left := make([]int64, len(pool))
+	for i := range pool {
+		if usable(&pool[i]) {
+			left[i] = thousandths(pool[i].Scalar.Value)
+		}
+	}
+	order := carvingOrder(pool, role)
+	for _, w := range []struct {
+		name   string
+		amount float64
+	}{{resourceCPUs, want.CPUs}, {resourceMem, want.MemMB}, {resourceDisk, want.DiskMB}, {resourceGPUs, want.GPUs}} {
+		need := thousandths(w.amount)
+		for _, i := range order {
+			if need == 0 {
+				break
+			}
+			if pool[i].Name != w.name || left[i] == 0 {
+				continue
+			}
+			part := min(need, left[i])
+			need -= part
+			left[i] -= part
+			entry := pool[i]
+			entry.Scalar = &mesos.Value_Scalar{Value: float64(part) / 1000}
+			taken = append(taken, entry)
+		}
+		if need > 0 {
+			return nil, false
+		}
+	}
+	for i := range pool {
+		if usable(&pool[i]) {
+			pool[i].Scalar = &mesos.Value_Scalar{Value: float64(left[i]) / 1000}
+		}
+	}
+	return taken, true
+}
+
+// carvingOrder returns the indices of pool, most specific reservation first.
+func carvingOrder(pool []mesos.Resource, role string) []int {
+	rank := func(i int) int {
+		switch reserved := pool[i].GetRole(); reserved {
+		case role:
+			return math.MinInt
+		case "*":
+			return 0
+		default:
+			return -len(reserved) // a longer ancestor is a nearer one
+		}
+	}
+	order := make([]int, len(pool))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(rank(a), rank(b)) })
+	return order
 }

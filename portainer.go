@@ -1,8 +1,43 @@
+// Package portainer builds container images on an Apache Mesos cluster.
+//
+// A Framework registers with a Mesos master, waits for resource offers, and
+// runs each build as one task on an agent. The build context is staged in a
+// gocloud.dev/blob bucket that the agents can read; output streams back as
+// Events; the image is pushed to a registry and reported as a Result.
+//
+// Programs embed it by calling Run in one goroutine and Build from as many as
+// they like:
+//
+//	f, err := portainer.New(portainer.Config{
+//		Master:      "mesos.example:5050",
+//		Registry:    "registry.example:5000",
+//		Staging:     bucket,
+//		StagingURL:  "s3://builds?region=eu-west-1",
+//		ExecutorURI: "https://files.example/portainer-executor.tar.gz",
+//		Logs:        portainer.NewWriterSink(os.Stderr),
+//	})
+//	…
+//	go f.Run(ctx)
+//	result, err := f.Build(ctx, portainer.Request{Repository: "team/app", Dir: "."})
+//
+// This is not the Portainer container management UI, nor related to it.
 package portainer
 
 import (
-	"context"
+	"cmp"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"log/slog"
+	"os/user"
+	"sync/atomic"
+	"time"
+
+	"gocloud.dev/blob"
+
+	"github.com/org/portainer/internal/master"
+	"github.com/org/portainer/internal/schedapi"
+	"github.com/org/portainer/internal/staging"
 )
 
 // Errors that callers may test for with errors.Is. The text around them is for
@@ -15,18 +50,283 @@ var (
 	ErrStopped = errors.New("framework stopped")
 	// ErrRejected reports that the master refused the framework for good.
 	ErrRejected = errors.New("framework rejected by the master")
+	// ErrUnreachable reports that no master accepted the framework in time.
+	ErrUnreachable = errors.New("no master could be reached")
 	// ErrFailed reports that a build ran and failed by its own doing: a
 	// Dockerfile step, a denied push. It is never retried.
 	ErrFailed = errors.New("build failed")
 	// ErrLost reports that every attempt was lost to the cluster: agent gone,
 	// executor dead, task never started. The same Request may work later.
 	ErrLost = errors.New("build lost")
+	// ErrDetached is the cause to cancel the context of Run with when the tasks
+	// of a framework with a state directory are to go on without it:
+	//
+	//	ctx, cancel := context.WithCancelCause(parent)
+	//	go f.Run(ctx)
+	//	…
+	//	cancel(portainer.ErrDetached)
+	ErrDetached = errors.New("framework detached")
 	// ErrStaging reports that the staging bucket could not be read or written.
 	ErrStaging = errors.New("staging failed")
 )
 
-// A Framework is a Mesos scheduler framework that builds images.
-type Framework struct{}
+// Config says how a Framework reaches the cluster and what it runs. New copies
+// it; changing it afterwards has no effect.
+type Config struct {
+	// Master is where the masters are: "host:port", several of them separated by
+	// commas, URLs, or "zk://[user:password@]host1:port1,host2:port2/path". The
+	// leading master is found by itself. Required.
+	Master string
 
-// Build implements Builder.
-func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) { return nil, ErrStopped }
+	// Name, User and Role identify the framework to Mesos (FrameworkInfo). They
+	// default to "portainer", the current user and "*".
+	Name, User, Role string
+	// WebUIURL is what Mesos's UI links the framework to. May be "".
+	WebUIURL string
+	// FrameworkID is the id of an earlier framework to take over from. "" means
+	// a new one.
+	FrameworkID string
+	// FailoverTimeout is how long Mesos keeps the tasks of a framework that has
+	// gone away. Zero means a minute, or an hour with a state directory. It cannot
+	// be none: a broken connection would end every build.
+	FailoverTimeout time.Duration
+
+	// StateDir is a directory that holds what must outlive the process: the
+	// framework id, every build and attempt, how far each log was handed on. A
+	// later Framework with the same directory takes over, also after a crash.
+	// "" means that nothing is kept. One process at a time may use it.
+	StateDir string
+
+	// Principal and Secret authenticate the framework to the master and to the
+	// agents' files. Empty means without.
+	Principal, Secret string
+	// TLS, if not nil, has masters without a scheme in Master, and all agents,
+	// spoken to over TLS, and says how.
+	TLS *tls.Config
+
+	// Staging holds build contexts between submission and build. The caller
+	// opens and closes it; the Framework writes and deletes only below
+	// "portainer/". Required by builds with local sources.
+	Staging *blob.Bucket
+	// StagingURL opens the same bucket on an agent, as gocloud.dev/blob's
+	// OpenBucket would ("s3://builds?region=eu-west-1"). Required with Staging.
+	StagingURL string
+
+	// ExecutorURI is where an agent fetches the executor: the binary itself or
+	// an archive that holds it, which the agent unpacks. "" means that the
+	// agents have what ExecutorCommand needs.
+	ExecutorURI string
+	// ExecutorCommand is the shell command that starts the executor in its
+	// sandbox. "" means "./portainer-executor", the name under which a binary
+	// is fetched, whatever its URI calls it.
+	ExecutorCommand string
+
+	// Engine says what builds images on the agents.
+	Engine Engine
+
+	// Registry and From are used by Requests that say nothing else. Insecure
+	// holds for all of them.
+	Registry, From string
+	Insecure       bool
+
+	// Resources is what a build gets where neither its Request nor its
+	// Dockerfile says. Zero CPUs mean 1, zero MemMB 1024; the other zeros mean
+	// none.
+	Resources Resources
+
+	// MaxAttempts bounds how often a build is launched when the cluster loses
+	// it. Zero means 3. A build that failed by itself is not retried.
+	MaxAttempts int
+	// OOMRetryMemMB is the memory of one more attempt for a build that ran out
+	// of it. Zero means that there is none.
+	OOMRetryMemMB float64
+
+	// QueueTimeout bounds how long a build waits for an offer, and BuildTimeout
+	// how long it takes in all. Zero means no bound.
+	QueueTimeout, BuildTimeout time.Duration
+	// LaunchTimeout bounds the time from launch to a running executor, fetching
+	// it included. Zero means 5 minutes.
+	LaunchTimeout time.Duration
+	// UnreachableTimeout is how long to wait for an agent that the master
+	// cannot reach before its builds start elsewhere. Zero means 10 minutes.
+	UnreachableTimeout time.Duration
+	// ConnectTimeout bounds how long Run tries to reach a master for the first
+	// time. Zero means no bound: once connected, a Framework tries for ever
+	// anyway.
+	ConnectTimeout time.Duration
+	// ShutdownTimeout bounds how long Run waits, after its context is done, for
+	// tasks to be killed and staged contexts to be removed. Zero means 30
+	// seconds.
+	ShutdownTimeout time.Duration
+
+	Bundler ContextBundler // nil means DirBundler{}
+	Matcher OfferMatcher   // nil means Spread{}
+	Logs    LogSink        // nil discards build output
+
+	// Logger receives the framework's own log. Nil discards it: a library is
+	// silent unless asked. Build output never goes here.
+	Logger *slog.Logger
+}
+
+// An Engine says what builds images on the agents.
+type Engine struct {
+	// Kind is "docker" (a daemon that runs already, at Host), "dockerd" or
+	// "buildkitd" (started for the build and gone after it), or "auto" or "",
+	// which takes the first of these that an agent has: Host, buildkitd, dockerd.
+	Kind string
+	// Host is the address of the daemon, as DOCKER_HOST spells it:
+	// "unix:///var/run/docker.sock", "tcp://127.0.0.1:2375".
+	Host string
+}
+
+// executorShare is what the executor itself takes, besides its task. Mesos warns
+// about less than 0.01 cpus and 32 MB.
+var executorShare = Resources{CPUs: 0.1, MemMB: 64}
+
+// withDefaults returns cfg with its zero fields filled in.
+func (cfg Config) withDefaults() (Config, error) {
+	if cfg.User == "" {
+		u, err := user.Current()
+		if err != nil {
+			return cfg, fmt.Errorf("user: %w", err)
+		}
+		cfg.User = u.Username
+	}
+	cfg.Name = cmp.Or(cfg.Name, "portainer")
+	cfg.Role = cmp.Or(cfg.Role, "*")
+	if cfg.StateDir != "" {
+		cfg.FailoverTimeout = cmp.Or(cfg.FailoverTimeout, time.Hour)
+	}
+	cfg.FailoverTimeout = cmp.Or(cfg.FailoverTimeout, time.Minute)
+	cfg.ExecutorCommand = cmp.Or(cfg.ExecutorCommand, "./"+executorFile)
+	cfg.Engine.Kind = cmp.Or(cfg.Engine.Kind, "auto")
+	cfg.Resources.CPUs = cmp.Or(cfg.Resources.CPUs, 1)
+	cfg.Resources.MemMB = cmp.Or(cfg.Resources.MemMB, 1024)
+	cfg.MaxAttempts = cmp.Or(cfg.MaxAttempts, 3)
+	cfg.LaunchTimeout = cmp.Or(cfg.LaunchTimeout, 5*time.Minute)
+	cfg.UnreachableTimeout = cmp.Or(cfg.UnreachableTimeout, 10*time.Minute)
+	cfg.ShutdownTimeout = cmp.Or(cfg.ShutdownTimeout, 30*time.Second)
+	if cfg.Bundler == nil {
+		cfg.Bundler = DirBundler{}
+	}
+	if cfg.Matcher == nil {
+		cfg.Matcher = Spread{}
+	}
+	if cfg.Logs == nil {
+		cfg.Logs = LogSinkFunc(discardEvent)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return cfg, nil
+}
+
+// engineKinds are the values of Engine.Kind.
+var engineKinds = map[string]bool{"auto": true, "docker": true, "dockerd": true, "buildkitd": true}
+
+// validate returns everything that is wrong with cfg, which has its defaults.
+func (cfg *Config) validate() error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if cfg.Staging != nil && cfg.StagingURL == "" {
+		bad("StagingURL: missing; agents need it to open the staging bucket")
+	}
+	if cfg.Staging == nil && cfg.StagingURL != "" {
+		bad("Staging: missing; StagingURL alone stages nothing")
+	}
+	if cfg.Principal == "" && cfg.Secret != "" {
+		bad("Principal: missing; a secret needs one")
+	}
+	if !engineKinds[cfg.Engine.Kind] {
+		bad("Engine.Kind: %q is none of auto, docker, dockerd, buildkitd", cfg.Engine.Kind)
+	}
+	if cfg.Engine.Kind == "docker" && cfg.Engine.Host == "" {
+		bad("Engine.Host: missing; engine docker needs the address of a daemon")
+	}
+	if cfg.Engine.Kind == "dockerd" && cfg.Engine.Host != "" {
+		bad("Engine.Host: %q: engine dockerd starts a daemon of its own; use docker for one that runs", cfg.Engine.Host)
+	}
+	for _, f := range []struct {
+		name  string
+		value float64
+	}{
+		{"Resources.CPUs", cfg.Resources.CPUs},
+		{"Resources.MemMB", cfg.Resources.MemMB},
+		{"Resources.DiskMB", cfg.Resources.DiskMB},
+		{"Resources.GPUs", cfg.Resources.GPUs},
+		{"MaxAttempts", float64(cfg.MaxAttempts)},
+		{"OOMRetryMemMB", cfg.OOMRetryMemMB},
+		{"FailoverTimeout", float64(cfg.FailoverTimeout)},
+		{"QueueTimeout", float64(cfg.QueueTimeout)},
+		{"BuildTimeout", float64(cfg.BuildTimeout)},
+		{"LaunchTimeout", float64(cfg.LaunchTimeout)},
+		{"UnreachableTimeout", float64(cfg.UnreachableTimeout)},
+		{"ConnectTimeout", float64(cfg.ConnectTimeout)},
+		{"ShutdownTimeout", float64(cfg.ShutdownTimeout)},
+	} {
+		if f.value < 0 {
+			bad("%s: negative", f.name)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// A Framework is a Mesos scheduler framework that builds images. Its methods
+// are safe for concurrent use.
+type Framework struct {
+	cfg     Config
+	masters master.Resolver
+	stager  *stager // nil without a staging bucket
+	files   *schedapi.Files
+	state   *state // nil without a state directory
+	past    []record
+	running atomic.Bool
+	inbox   chan func(*loop) // to the loop's goroutine
+	stopped chan struct{}    // closed when Run has returned
+}
+
+// New checks cfg and returns a Framework that is not yet running. The error
+// wraps ErrInvalid and names every bad field, or tells why the state directory
+// cannot be used. A state directory stays open until Run has returned.
+func New(cfg Config) (*Framework, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	masters, masterErr := master.Parse(cfg.Master)
+	if err := errors.Join(masterErr, cfg.validate()); err != nil {
+		return nil, fmt.Errorf("%w config: %w", ErrInvalid, err)
+	}
+	f := &Framework{cfg: cfg, masters: masters, inbox: make(chan func(*loop)), stopped: make(chan struct{})}
+	f.files = schedapi.NewFiles(schedapi.FilesConfig{Principal: cfg.Principal, Secret: cfg.Secret, TLS: cfg.TLS})
+	if cfg.Staging != nil {
+		f.stager = newStager(staging.New(cfg.Staging))
+	}
+	if cfg.StateDir != "" {
+		if err := f.openState(); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// openState opens the state directory and reads what an earlier framework left.
+func (f *Framework) openState() error {
+	s, err := openState(f.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	id, past, err := s.load()
+	if err != nil {
+		s.close()
+		return err
+	}
+	f.state, f.past = s, past
+	f.cfg.FrameworkID = cmp.Or(f.cfg.FrameworkID, id)
+	for i := range past {
+		if c := past[i].Task.Context; c != nil && f.stager != nil {
+			f.stager.adopt(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
+		}
+	}
+	return nil
+}

@@ -1,7 +1,11 @@
 package portainer
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"io"
+	"sync"
 	"time"
 )
 
@@ -69,3 +73,90 @@ type LogSinkFunc func(ctx context.Context, ev Event)
 
 // HandleEvent calls f.
 func (f LogSinkFunc) HandleEvent(ctx context.Context, ev Event) { f(ctx, ev) }
+
+func discardEvent(context.Context, Event) {}
+
+// A WriterSink writes events as lines to an io.Writer, one Write for each event,
+// so that lines of different builds never mix.
+type WriterSink struct {
+	prefix func(Event) string
+
+	mu  sync.Mutex
+	w   io.Writer
+	buf bytes.Buffer
+	err error
+}
+
+// NewWriterSink returns a WriterSink on w. It serialises its writes, so w need not
+// be safe for concurrent use.
+func NewWriterSink(w io.Writer) *WriterSink { return &WriterSink{w: w} }
+
+// WithPrefix makes s begin every line with what prefix returns for its event, and
+// returns s. It must be called before s is used.
+func (s *WriterSink) WithPrefix(prefix func(Event) string) *WriterSink {
+	s.prefix = prefix
+	return s
+}
+
+// HandleEvent implements LogSink.
+func (s *WriterSink) HandleEvent(_ context.Context, ev Event) {
+	text, ok := ev.line()
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return
+	}
+	s.buf.Reset()
+	if s.prefix != nil {
+		s.buf.WriteString(s.prefix(ev))
+	}
+	s.buf.WriteString(text)
+	s.buf.WriteByte('\n')
+	_, s.err = s.w.Write(s.buf.Bytes())
+}
+
+// Err returns the first error of the writer. Nothing is written after it.
+func (s *WriterSink) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// line is ev for people; ok is false for events that a build log does not show.
+func (ev *Event) line() (text string, ok bool) {
+	switch ev.Kind {
+	case EventLog:
+		return ev.Text, true
+	case EventStaged, EventInfo, EventWaiting:
+		return ev.Text, true
+	case EventGap:
+		return "[" + ev.Text + "]", true
+	case EventLaunched:
+		return fmt.Sprintf("attempt %d launched on %s", ev.Attempt, ev.Hostname), true
+	case EventStep:
+		return fmt.Sprintf("#%d %s", ev.Step.ID, ev.Step.Name), true
+	case EventStepDone:
+		return fmt.Sprintf("#%d %s", ev.Step.ID, ev.Step.ending()), true
+	case EventRetrying:
+		return fmt.Sprintf("attempt %d lost, trying again: %v", ev.Attempt, ev.Err), true
+	case EventSucceeded:
+		return "pushed", true
+	case EventFailed:
+		return fmt.Sprintf("failed: %v", ev.Err), true
+	}
+	return "", false
+}
+
+// ending says how a step went.
+func (s *Step) ending() string {
+	switch {
+	case s.Error != "":
+		return "ERROR: " + s.Error
+	case s.Cached:
+		return "CACHED"
+	}
+	return fmt.Sprintf("DONE %.1fs", s.Duration.Seconds())
+}

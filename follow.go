@@ -1,0 +1,295 @@
+package portainer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/org/portainer/internal/schedapi"
+	"github.com/org/portainer/internal/wire"
+)
+
+// A notice tells whoever waits for a build what happened. Its parts apply in the
+// order of the fields.
+type notice struct {
+	logEnd *logEnd    // the followed log is complete
+	event  Event      // for the sink; none if Kind is ""
+	follow *logSource // a log begins
+	result *Result    // the build is over
+	err    error      // likewise
+}
+
+// A logSource is where the log of an attempt is.
+type logSource struct {
+	attempt  int
+	task     string // also the executor's id
+	agent    AgentID
+	hostname string
+	agentURL string
+}
+
+// path is the log's path on the agent: the virtual one that Mesos has had since
+// 1.5 (MESOS-7899), which needs neither the container's id nor the work directory.
+func (s *logSource) path(frameworkID string) string {
+	return "/frameworks/" + frameworkID + "/executors/" + s.task + "/runs/latest/" + wire.LogFile
+}
+
+// A logEnd says that a log grows no more.
+type logEnd struct {
+	size int64 // -1 if it is not known
+}
+
+// A mailbox holds the notices for one build until they are read. Posting never
+// blocks, so that the loop cannot be held up by a sink.
+type mailbox struct {
+	mu      sync.Mutex
+	notices []notice
+	wake    chan struct{} // has a token when there may be something new, in the log too
+}
+
+func newMailbox() *mailbox { return &mailbox{wake: make(chan struct{}, 1)} }
+
+func (m *mailbox) post(n notice) {
+	m.mu.Lock()
+	m.notices = append(m.notices, n)
+	m.mu.Unlock()
+	m.poke()
+}
+
+// poke wakes the reader although there is no notice: the log has grown.
+func (m *mailbox) poke() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *mailbox) take() []notice {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := m.notices
+	m.notices = nil
+	return out
+}
+
+// How often a log is read while it does not grow. Executors send a hint when it
+// does, so this matters only when a hint is lost.
+const (
+	pollMin = 50 * time.Millisecond
+	pollMax = 2 * time.Second
+)
+
+// drainLimit bounds how long the rest of a log is waited for after its attempt
+// has ended, if nothing of it arrives.
+const drainLimit = 30 * time.Second
+
+// A follower reads the logs of one build's attempts and hands them, and the
+// notices about it, to the sink in order. It belongs to one goroutine.
+type follower struct {
+	files       *schedapi.Files
+	frameworkID string
+	sink        LogSink
+	build       BuildID
+	image       string
+	mark        *logMark // nil without a state directory
+
+	source *logSource // nil when no log is followed
+	offset int64      // behind the last whole frame handed on
+	known  int64      // what lies before was handed on in an earlier life
+	rest   []byte     // read, but not yet a whole frame
+	steps  map[int]Step
+	wait   time.Duration // until the next reading
+
+	progress time.Time // when something was last read
+}
+
+// begin follows the log of another attempt. What an earlier life has handed on is
+// read again, for the steps in it, but not handed on.
+func (w *follower) begin(s *logSource) error {
+	w.source, w.offset, w.known, w.rest, w.wait = s, 0, 0, nil, pollMin
+	w.steps = make(map[int]Step)
+	if w.mark == nil {
+		return nil
+	}
+	attempt, offset, err := w.mark.get()
+	if err == nil && attempt == s.attempt {
+		w.known = offset
+	}
+	return err
+}
+
+// poll reads a page of the log and reports whether there is more already.
+func (w *follower) poll(ctx context.Context) (more bool, err error) {
+	at := w.offset + int64(len(w.rest))
+	data, size, err := w.files.ReadFile(ctx, w.source.agentURL, w.source.path(w.frameworkID), at, schedapi.MaxRead)
+	if err != nil || len(data) == 0 {
+		w.wait = min(pollMax, 2*w.wait)
+		return false, err
+	}
+	w.wait, w.progress = pollMin, time.Now()
+	return at+int64(len(data)) < size, w.handle(ctx, data)
+}
+
+// handle hands on the frames that data completes.
+func (w *follower) handle(ctx context.Context, data []byte) error {
+	if len(w.rest) > 0 {
+		data = append(w.rest, data...)
+	}
+	for {
+		frame, n, err := wire.DecodeFrame(data)
+		if err != nil {
+			return fmt.Errorf("log of %s at offset %d: %w", w.source.task, w.offset, err)
+		}
+		if n == 0 {
+			w.rest = append([]byte(nil), data...)
+			return nil
+		}
+		data = data[n:]
+		w.offset += int64(n)
+		ev, ok := w.event(frame)
+		if !ok || w.offset <= w.known {
+			continue
+		}
+		w.sink.HandleEvent(ctx, ev)
+		if w.mark != nil {
+			if err := w.mark.set(w.source.attempt, w.offset); err != nil {
+				return fmt.Errorf("state of the log of %s: %w", w.source.task, err)
+			}
+		}
+	}
+}
+
+// event turns a frame into an event; ok is false for kinds unknown here.
+func (w *follower) event(f wire.Frame) (ev Event, ok bool) {
+	ev = w.blank(f.Time)
+	switch f.Kind {
+	case wire.FrameOut, wire.FrameErr:
+		ev.Kind, ev.Stderr, ev.Text = EventLog, f.Kind == wire.FrameErr, string(f.Data)
+		ev.Step = w.steps[f.Step]
+		ev.Step.ID = f.Step
+	case wire.FrameInfo:
+		ev.Kind, ev.Text = EventInfo, string(f.Data)
+	case wire.FrameGap:
+		ev.Kind, ev.Text = EventGap, string(f.Data)
+	case wire.FrameStep, wire.FrameStepDone:
+		s, err := wire.DecodeStep(f.Data)
+		if err != nil {
+			return Event{}, false
+		}
+		ev.Kind = EventStep
+		if f.Kind == wire.FrameStepDone {
+			ev.Kind = EventStepDone
+		}
+		ev.Step = Step{ID: f.Step, Name: s.Name, Line: s.Line, Cached: s.Cached, Duration: s.Took, Error: s.Error}
+		w.steps[f.Step] = ev.Step
+	default:
+		return Event{}, false
+	}
+	return ev, true
+}
+
+// blank is an event of the followed attempt.
+func (w *follower) blank(at time.Time) Event {
+	return Event{
+		Build: w.build, Image: w.image, Time: at,
+		Attempt: w.source.attempt, Agent: w.source.agent, Hostname: w.source.hostname,
+	}
+}
+
+// drain reads the followed log to its end and stops following it. What cannot be
+// read is reported to the sink as a gap.
+func (w *follower) drain(ctx context.Context, end logEnd) {
+	if w.source == nil {
+		return
+	}
+	if err := w.readToEnd(ctx, end.size); err != nil {
+		ev := w.blank(time.Now())
+		ev.Kind = EventGap
+		ev.Text = fmt.Sprintf("the rest of the log, from byte %d on, could not be read: %v", w.offset, err)
+		if end.size >= 0 {
+			ev.Text = fmt.Sprintf("%d bytes of the log, from byte %d on, could not be read: %v", end.size-w.offset, w.offset, err)
+		}
+		w.sink.HandleEvent(ctx, ev)
+	}
+	w.source = nil
+}
+
+// readToEnd reads until size, or, if that is not known, until there is no more.
+func (w *follower) readToEnd(ctx context.Context, size int64) error {
+	w.progress = time.Now()
+	for size < 0 || w.offset < size {
+		more, err := w.poll(ctx)
+		switch {
+		case more && err == nil:
+			continue
+		case size < 0 && (err == nil || errors.Is(err, schedapi.ErrFileNotFound)):
+			return nil // a task that never ran has no log
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, wire.ErrFrame):
+			return err
+		case time.Since(w.progress) > drainLimit:
+			return cmp.Or(err, errors.New("it is shorter than the executor said"))
+		case w.offset == size:
+			return nil
+		}
+		if err := sleep(ctx, w.wait); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sleep waits for d or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// run handles the build's notices and log until it is over. The loop ends every
+// build before it stops, so there is always a last notice. When ctx is done, run
+// calls cancel once and waits for the notice that follows.
+func (w *follower) run(ctx context.Context, box *mailbox, cancel func()) (*Result, error) {
+	done := ctx.Done()
+	for {
+		for _, n := range box.take() {
+			if n.logEnd != nil {
+				w.drain(ctx, *n.logEnd)
+			}
+			if n.event.Kind != "" {
+				w.sink.HandleEvent(ctx, n.event)
+			}
+			if n.follow != nil {
+				if err := w.begin(n.follow); err != nil {
+					return nil, fmt.Errorf("state of the log of %s: %w", n.follow.task, err)
+				}
+			}
+			if n.result != nil || n.err != nil {
+				return n.result, n.err
+			}
+		}
+		var next <-chan time.Time
+		if w.source != nil && ctx.Err() == nil {
+			if more, err := w.poll(ctx); more && err == nil {
+				continue
+			}
+			next = time.After(w.wait)
+		}
+		select {
+		case <-box.wake:
+		case <-next:
+		case <-done:
+			done = nil
+			cancel()
+		}
+	}
+}

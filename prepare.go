@@ -1,0 +1,279 @@
+package portainer
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/docker/go-units"
+
+	"github.com/org/portainer/internal/dockerfile"
+	"github.com/org/portainer/internal/staging"
+	"github.com/org/portainer/internal/wire"
+)
+
+// maxDockerfile bounds the text of a Dockerfile: it travels in the task, which
+// masters and agents keep in memory.
+const maxDockerfile = 512 << 10
+
+// prepare reads and checks all that req names, stages its context, and returns
+// what the ledger needs. Errors are *BuildError.
+func (f *Framework) prepare(ctx context.Context, req Request) (*buildSpec, error) {
+	if req.ID == "" {
+		req.ID = newBuildID()
+	}
+	failure := &BuildError{ID: req.ID, Phase: PhaseRead, Class: ClassInvalid}
+	spec, file, err := f.read(&req)
+	if spec != nil {
+		failure.Image = spec.image
+	}
+	if err != nil {
+		failure.Err = err
+		return nil, failure
+	}
+	if !file.UsesContext() {
+		return spec, nil
+	}
+	if f.stager == nil {
+		failure.Err = fmt.Errorf("%s: it uses local sources, but no staging bucket is configured", spec.file)
+		return nil, failure
+	}
+	if err := f.stage(ctx, req, spec); err != nil {
+		return nil, err
+	}
+	return spec, nil
+}
+
+// newBuildID returns an id that no other build of any framework has. Its
+// characters are those that Mesos allows in a task id and docker in a volume.
+func newBuildID() BuildID {
+	var b [5]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return BuildID("b" + hex.EncodeToString(b[:]))
+}
+
+// validID is what a BuildID may consist of: it becomes part of a path and of the
+// name of a container.
+func validID(id BuildID) bool {
+	ok := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' || r == '.' || r == '-'
+	}
+	return id != "" && len(id) <= 128 && id[0] != '.' && strings.IndexFunc(string(id), func(r rune) bool { return !ok(r) }) < 0
+}
+
+// read reads the Dockerfile and joins req, its metadata and the config. It fills
+// in req's paths.
+func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
+	if !validID(req.ID) {
+		return nil, nil, fmt.Errorf("build id %q: letters, digits, '_', '.' and '-' only, 128 at most", req.ID)
+	}
+	if err := locate(req); err != nil {
+		return nil, nil, err
+	}
+	file, err := dockerfile.Parse(req.Dockerfile, req.Source)
+	if err != nil {
+		return nil, nil, err
+	}
+	if file, err = file.With(dockerfile.Options{Args: req.Args}); err != nil {
+		return nil, nil, err
+	}
+	if _, err := file.Target(req.Target); err != nil {
+		return nil, file, err
+	}
+	spec := &buildSpec{id: req.ID, file: req.Dockerfile, maxAttempts: f.cfg.MaxAttempts, oomRetryMB: f.cfg.OOMRetryMemMB}
+	f.fill(&spec.task, req, file.Metadata())
+	spec.image = spec.task.Registry + "/" + spec.task.Repository
+	spec.resources = Resources{
+		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: or(req.Resources.GPUs, f.cfg.Resources.GPUs),
+	}.Add(executorShare)
+	if err := checkNames(&spec.task, req.Dockerfile); err != nil {
+		return nil, file, err
+	}
+	from := or(req.From, f.cfg.From)
+	text, err := file.Render(from)
+	if err != nil {
+		return spec, file, err
+	}
+	if len(text) > maxDockerfile {
+		return spec, file, fmt.Errorf("%s: %s is too long for a Dockerfile; the limit is %s",
+			req.Dockerfile, units.BytesSize(float64(len(text))), units.BytesSize(maxDockerfile))
+	}
+	spec.task.Dockerfile = text
+	if req.Insecure || f.cfg.Insecure {
+		spec.task.Insecure = insecure(spec.task.Registry, from)
+	}
+	return spec, file, nil
+}
+
+// locate fills in the paths and the text of the Dockerfile.
+func locate(req *Request) error {
+	switch {
+	case req.Dockerfile == "" && req.Dir == "" && req.Source == nil:
+		return errors.New("no Dockerfile: give Dir, Dockerfile or Source")
+	case req.Dockerfile == "":
+		req.Dockerfile = filepath.Join(req.Dir, "Dockerfile")
+	case req.Dir == "":
+		req.Dir = filepath.Dir(req.Dockerfile)
+	}
+	if req.Source != nil {
+		return nil
+	}
+	text, err := os.ReadFile(req.Dockerfile)
+	if err != nil {
+		var pathErr *fs.PathError
+		if errors.As(err, &pathErr) {
+			err = pathErr.Err
+		}
+		return fmt.Errorf("%s: %w", req.Dockerfile, err)
+	}
+	req.Source = text
+	return nil
+}
+
+// or is the first that is not zero.
+func or[T comparable](values ...T) T {
+	var zero T
+	for _, v := range values {
+		if v != zero {
+			return v
+		}
+	}
+	return zero
+}
+
+// fill writes into task what req asks for, what the Dockerfile says where req is
+// silent, and what the config says where both are.
+func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata) {
+	cfg := &f.cfg
+	*task = wire.Task{
+		Build:      string(req.ID),
+		Registry:   strings.TrimSuffix(or(req.Registry, meta.Registry, cfg.Registry), "/"),
+		Repository: strings.Trim(or(req.Repository, meta.Repository), "/"),
+		Tags:       req.Tags,
+		Name:       req.Dockerfile,
+		Engine:     wire.Engine{Kind: cfg.Engine.Kind, Host: cfg.Engine.Host},
+		Target:     req.Target,
+		Args:       maps.Clone(req.Args),
+		Labels:     maps.Clone(req.Labels),
+		Network:    req.Network,
+		AddHosts:   req.AddHosts,
+		NoCache:    req.NoCache,
+		Pull:       req.Pull,
+		CPUs:       or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
+		MemMB:      or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
+		DiskMB:     or(req.Resources.DiskMB, cfg.Resources.DiskMB),
+	}
+	if len(task.Tags) == 0 {
+		task.Tags = []string{"latest"}
+	}
+}
+
+// checkNames checks what becomes a reference.
+func checkNames(task *wire.Task, file string) error {
+	if task.Repository == "" {
+		return fmt.Errorf("%s: no repository to push to: add \"# portainer: repository=team/app\" or a REPOSITORY instruction, or give one with the request (--repository)", file)
+	}
+	if task.Registry == "" {
+		return fmt.Errorf("%s: no registry to push to: add \"# portainer: registry=host:port\" or a REGISTRY instruction, or give one with the request (--to)", file)
+	}
+	name := task.Registry + "/" + task.Repository
+	named, err := reference.ParseNamed(name)
+	if err != nil {
+		return fmt.Errorf("%s: %q cannot be pushed to: %w", file, name, err)
+	}
+	if reference.Domain(named) != task.Registry || !reference.IsNameOnly(named) {
+		return fmt.Errorf("%s: %q cannot be pushed to: registry must be host:port, repository a path without tag or digest", file, name)
+	}
+	for _, tag := range task.Tags {
+		if _, err := reference.WithTag(named, tag); err != nil {
+			return fmt.Errorf("%s: tag %q: %w", file, tag, err)
+		}
+	}
+	return nil
+}
+
+// insecure lists the registries of a build.
+func insecure(registry, from string) []string {
+	host, _, _ := strings.Cut(from, "/")
+	if host == "" || host == registry {
+		return []string{registry}
+	}
+	return []string{registry, host}
+}
+
+// stage bundles the context of req into the staging bucket and notes in spec
+// where it is.
+func (f *Framework) stage(ctx context.Context, req Request, spec *buildSpec) error {
+	began := time.Now()
+	ref, stats, err := f.stager.put(ctx, func(ctx context.Context, w io.Writer) error {
+		if err := f.cfg.Bundler.Bundle(ctx, req, w); err != nil {
+			return &bundleError{err}
+		}
+		return nil
+	})
+	if err != nil {
+		return stageFailure(ctx, spec, err)
+	}
+	spec.task.Context = &wire.Context{BucketURL: f.cfg.StagingURL, Key: ref.Key, Size: ref.Size, Digest: ref.Digest}
+	ev := Event{Build: spec.id, Image: spec.image, Kind: EventStaged, Time: time.Now()}
+	ev.Text = describeStaging(ref, stats, time.Since(began))
+	f.cfg.Logs.HandleEvent(ctx, ev)
+	return nil
+}
+
+// bundleError marks an error of the bundler, as against one of the bucket.
+type bundleError struct{ err error }
+
+func (e *bundleError) Error() string { return e.err.Error() }
+func (e *bundleError) Unwrap() error { return e.err }
+
+// stageFailure tells whose fault err is.
+func stageFailure(ctx context.Context, spec *buildSpec, err error) *BuildError {
+	failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseStage, Class: ClassStaging, Err: err}
+	var bundling *bundleError
+	switch {
+	case ctx.Err() != nil:
+		failure.Class, failure.Err = ClassCancelled, context.Cause(ctx)
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			failure.Class = ClassTimeout
+		}
+	case errors.As(err, &bundling):
+		failure.Phase, failure.Class, failure.Err = PhaseBundle, ClassInvalid, bundling.err
+	}
+	return failure
+}
+
+func describeStaging(ref staging.Ref, stats staging.PutStats, took time.Duration) string {
+	if !stats.Uploaded {
+		return fmt.Sprintf("context of %s is staged already (%v)", units.BytesSize(float64(stats.TarSize)), took.Round(time.Millisecond))
+	}
+	return fmt.Sprintf("context of %s staged as %s (%v)",
+		units.BytesSize(float64(stats.TarSize)), units.BytesSize(float64(ref.Size)), took.Round(time.Millisecond))
+}
+
+// unstage lets go of a staged context. The object goes when nobody uses it.
+func (f *Framework) unstage(c *wire.Context) {
+	if c != nil {
+		f.stager.release(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
+	}
+}
+
+// announceFailure tells the sink of a build that never got to the loop.
+func (f *Framework) announceFailure(ctx context.Context, err error) {
+	ev := Event{Kind: EventFailed, Time: time.Now(), Err: err}
+	var failure *BuildError
+	if errors.As(err, &failure) {
+		ev.Build, ev.Image = failure.ID, failure.Image
+	}
+	f.cfg.Logs.HandleEvent(ctx, ev)
+}
