@@ -1,0 +1,9 @@
+package main
+
+// The kinds of --staging-uri. A program that embeds the library links those it
+// wants.
+import (
+	_ "gocloud.dev/blob/fileblob"
+	_ "gocloud.dev/blob/memblob"
+	_ "gocloud.dev/blob/s3blob"
+)

@@ -1,0 +1,45 @@
+// Portainer builds container images on an Apache Mesos cluster.
+//
+//	portainer build --to registry.example.com --repository team/app Dockerfile
+//
+// "portainer help" tells the rest.
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// errInterrupted is the cause of a context that a signal ended.
+var errInterrupted = errors.New("interrupted")
+
+func main() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	os.Exit(runWithSignals(signals))
+}
+
+// runWithSignals runs the command line. The first signal cancels it, so that it
+// tidies up; the second makes it stop waiting for that.
+func runWithSignals(signals <-chan os.Signal) int {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	abort := make(chan struct{})
+	go func() {
+		<-signals
+		cancel(errInterrupted)
+		<-signals
+		close(abort)
+	}()
+	return run(ctx, invocation{
+		args:   os.Args[1:],
+		env:    os.LookupEnv,
+		stdin:  os.Stdin,
+		stdout: os.Stdout,
+		stderr: os.Stderr,
+		abort:  abort,
+	})
+}

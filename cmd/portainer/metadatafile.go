@@ -1,0 +1,109 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/org/portainer"
+)
+
+// A metadataFile is the content of --metadata-file. Its first two fields are what
+// docker buildx writes for one image.
+type metadataFile struct {
+	Digest string          `json:"containerimage.digest,omitempty"`
+	Name   string          `json:"image.name,omitempty"`
+	Builds []buildMetadata `json:"builds"`
+}
+
+// buildMetadata is what became of one Dockerfile.
+type buildMetadata struct {
+	Dockerfile string     `json:"dockerfile"`
+	Image      string     `json:"image"`
+	Digest     string     `json:"containerimage.digest,omitempty"`
+	Name       string     `json:"image.name,omitempty"` // pushed tags, separated by commas
+	Refs       []string   `json:"refs,omitempty"`
+	Engine     string     `json:"engine,omitempty"`
+	Agent      string     `json:"agent,omitempty"`
+	Hostname   string     `json:"hostname,omitempty"`
+	Attempts   int        `json:"attempts"`
+	Started    *time.Time `json:"started,omitempty"`
+	Finished   *time.Time `json:"finished,omitempty"`
+
+	// Of a build that made no image.
+	Class string `json:"class,omitempty"`
+	Phase string `json:"phase,omitempty"`
+	Step  string `json:"step,omitempty"`
+	Line  int    `json:"line,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+func metadataOf(im *image) buildMetadata {
+	m := buildMetadata{Dockerfile: im.file, Image: im.req.Registry + "/" + im.req.Repository}
+	if r := im.result; im.err == nil && r != nil {
+		m.Image, m.Digest, m.Refs, m.Engine = r.Image, r.Digest, r.Refs, r.Engine
+		m.Agent, m.Hostname, m.Attempts = string(r.Agent), r.Hostname, r.Attempts
+		m.Started, m.Finished = &r.Started, &r.Finished
+		for i, ref := range r.Refs {
+			if i > 0 {
+				m.Name += ","
+			}
+			m.Name += ref[:len(ref)-len("@"+r.Digest)]
+		}
+		return m
+	}
+	if im.err == nil {
+		return m
+	}
+	m.Error = im.err.Error()
+	var build *portainer.BuildError
+	if errors.As(im.err, &build) {
+		m.Class, m.Phase, m.Step, m.Line = string(build.Class), string(build.Phase), build.Step, build.Line
+		m.Agent, m.Hostname, m.Attempts = string(build.Agent), build.Hostname, build.Attempt
+	}
+	return m
+}
+
+// writeMetadata writes --metadata-file, whole or not at all.
+func (b *buildCommand) writeMetadata(images []*image) error {
+	if b.metadataFile == "" {
+		return nil
+	}
+	var content metadataFile
+	for _, im := range images {
+		content.Builds = append(content.Builds, metadataOf(im))
+	}
+	if len(images) == 1 {
+		content.Digest, content.Name = content.Builds[0].Digest, content.Builds[0].Name
+	}
+	data, err := json.MarshalIndent(content, "", "  ")
+	if err != nil {
+		return fmt.Errorf("metadata file: %w", err)
+	}
+	if err := replaceFile(b.metadataFile, append(data, '\n')); err != nil {
+		return fmt.Errorf("metadata file: %w", err)
+	}
+	return nil
+}
+
+// replaceFile writes data to a new file and puts it in the place of name.
+func replaceFile(name string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}

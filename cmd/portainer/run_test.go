@@ -1,0 +1,213 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/org/portainer"
+)
+
+// ran is what one run of the program left.
+type ran struct {
+	code           int
+	stdout, stderr string
+}
+
+// portainerWith runs the program with an environment of its own.
+func portainerWith(t *testing.T, env map[string]string, args ...string) ran {
+	t.Helper()
+	var stdout, stderr strings.Builder
+	code := run(t.Context(), invocation{
+		args:   args,
+		env:    func(name string) (string, bool) { v, ok := env[name]; return v, ok },
+		stdin:  strings.NewReader(""),
+		stdout: &stdout,
+		stderr: &stderr,
+	})
+	return ran{code, stdout.String(), stderr.String()}
+}
+
+func TestExitCodes(t *testing.T) {
+	buildError := func(class portainer.Class, phase portainer.Phase) error {
+		return &portainer.BuildError{Class: class, Phase: phase, Err: errors.New("it broke")}
+	}
+	tests := []struct {
+		name string
+		err  error
+		want int
+	}{
+		{"nothing", nil, 0},
+		{"a failed step", buildError(portainer.ClassUser, portainer.PhaseBuild), 1},
+		{"a registry", buildError(portainer.ClassRegistry, portainer.PhasePush), 1},
+		{"credentials", buildError(portainer.ClassAuth, portainer.PhasePush), 1},
+		{"memory", buildError(portainer.ClassOOM, portainer.PhaseBuild), 1},
+		{"a build that takes too long", buildError(portainer.ClassTimeout, portainer.PhaseBuild), 1},
+		{"a queue that takes too long", buildError(portainer.ClassTimeout, portainer.PhaseQueue), 3},
+		{"a bad Dockerfile", buildError(portainer.ClassInvalid, portainer.PhaseRead), 2},
+		{"a flag", usagef("--tag"), 2},
+		{"a lost build", buildError(portainer.ClassLost, portainer.PhaseBuild), 3},
+		{"an executor that does not start", buildError(portainer.ClassLaunch, portainer.PhaseLaunch), 3},
+		{"staging", buildError(portainer.ClassStaging, portainer.PhaseStage), 3},
+		{"a refused framework", fmt.Errorf("role x: %w", portainer.ErrRejected), 3},
+		{"a stopped framework", portainer.ErrStopped, 3},
+		{"this machine", os.ErrPermission, 3},
+		{"an interrupt", buildError(portainer.ClassCancelled, portainer.PhaseBuild), 130},
+		{"an interrupt by cause", errInterrupted, 130},
+		{"told already", &toldError{buildError(portainer.ClassUser, portainer.PhaseBuild)}, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { require.Equal(t, tt.want, exitCode(tt.err)) })
+	}
+
+	failed, lost := buildError(portainer.ClassUser, portainer.PhaseBuild), buildError(portainer.ClassLost, portainer.PhaseBuild)
+	cancelled := buildError(portainer.ClassCancelled, portainer.PhaseQueue)
+	require.Equal(t, 1, exitCode(&toldError{&buildErrors{[]error{failed, failed}}}))
+	require.Equal(t, 3, exitCode(&toldError{&buildErrors{[]error{failed, lost}}}), "another run may help")
+	require.Equal(t, 130, exitCode(&toldError{&buildErrors{[]error{failed, cancelled, lost}}}))
+}
+
+// TestUsage has every mistake that can be told before anything is started.
+func TestUsage(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
+		return path
+	}
+	good := write("good/Dockerfile", "# portainer: repository=team/app\nFROM scratch\nLABEL a=b\n")
+	same := write("same/Dockerfile", "# portainer: repository=team/app\nFROM scratch\nLABEL a=b\n")
+	bare := write("bare/Dockerfile", "FROM scratch\nLABEL a=b\n")
+	unknown := write("unknown/Dockerfile", "FROM scratch\nCOPPY a b\n")
+	broken := write("broken/Dockerfile", "FROM scratch\n\nRUN [\n")
+	missing := filepath.Join(dir, "none", "Dockerfile")
+
+	tests := []struct {
+		name string
+		args []string
+		want []string // parts of the message
+	}{
+		{"no command", nil, []string{"Usage:"}},
+		{"unknown command", []string{"frobnicate"}, []string{"frobnicate", "--help"}},
+		{"unknown flag", []string{"build", "--frobnicate", good}, []string{"--frobnicate", "portainer build --help"}},
+		{"no Dockerfile", []string{"build"}, []string{"no Dockerfile given"}},
+		{"missing Dockerfile", []string{"build", "--to", "r", missing}, []string{missing, "no such file"}},
+		{"directory without one", []string{"build", "--to", "r", filepath.Join(dir)}, []string{filepath.Join(dir, "Dockerfile")}},
+		{"unknown instruction", []string{"build", "--to", "r", unknown}, []string{unknown + ":2: ", "COPPY"}},
+		{"syntax error", []string{"build", "--to", "r", "--repository", "x", broken}, []string{broken + ":3: "}},
+		{"every bad one is told", []string{"build", "--to", "r", unknown, broken}, []string{unknown + ":2: ", broken + ":3: "}},
+		{"no registry", []string{"build", good}, []string{good, "--to", "registry="}},
+		{"no repository", []string{"build", "--to", "r", bare}, []string{bare, "--repository", "repository="}},
+		{"one repository for several", []string{"build", "--to", "r", "--repository", "x", good, bare}, []string{"--repository", "2 Dockerfiles"}},
+		{"one image twice", []string{"build", "--to", "r", good, same}, []string{good, same, "r/team/app"}},
+		{"progress", []string{"build", "--to", "r", "--progress", "fancy", good}, []string{"--progress", "fancy"}},
+		{"stream and quiet", []string{"build", "--to", "r", "--progress", "quiet", "--stream", good}, []string{"--stream", "--progress"}},
+		{"negative retries", []string{"build", "--to", "r", "--retries", "-1", good}, []string{"--retries"}},
+		{"negative cpus", []string{"build", "--to", "r", "--build-cpu", "-1", good}, []string{"--build-cpu"}},
+		{"memory", []string{"build", "--to", "r", "--build-mem", "lots", good}, []string{"--build-mem", "lots"}},
+		{"engine", []string{"build", "--to", "r", "--engine", "podman", good}, []string{"--engine", "podman"}},
+		{"docker without host", []string{"build", "--to", "r", "--engine", "docker", good}, []string{"--docker-host"}},
+		{"dockerd with host", []string{"build", "--to", "r", "--engine", "dockerd", "--docker-host", "unix:///x", good}, []string{"--docker-host", "--engine"}},
+		{"build argument", []string{"build", "--to", "r", "--build-arg", "=x", good}, []string{"--build-arg", "NAME=VALUE"}},
+		{"label", []string{"build", "--to", "r", "--label", "=x", good}, []string{"--label", "NAME=VALUE"}},
+		{"container image", []string{"build", "--to", "r", "--container-image", "x", good}, []string{"--container-image"}},
+		{"container image by its old name", []string{"build", "--to", "r", "--docker-executor-image", "x", good}, []string{"--container-image"}},
+		{"number of agents", []string{"build", "--to", "r", "--mesos-master", "local:0", good}, []string{"local:0", "number of agents"}},
+		{"remote without staging", []string{"build", "--to", "r", "--mesos-master", "zk://me:secret@zk/mesos", good}, []string{"--staging-uri", "zk://…@zk/mesos"}},
+		{"staging in memory", []string{"build", "--to", "r", "--staging-uri", "mem://x", good}, []string{"mem://x"}},
+		{"arguments of version", []string{"version", "x"}, []string{"takes no arguments"}},
+		{"argument file", []string{"build", "@" + missing}, []string{missing}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := portainerWith(t, nil, tt.args...)
+			require.Equal(t, exitUsage, got.code, got.stderr)
+			require.Empty(t, got.stdout)
+			for _, part := range tt.want {
+				require.Contains(t, got.stderr, part)
+			}
+			require.NotContains(t, got.stderr, "secret")
+		})
+	}
+}
+
+func TestGlobalFlagsBeforeAndAfterTheCommand(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "Dockerfile")
+	require.NoError(t, os.WriteFile(file, []byte("# portainer: repository=a\nFROM scratch\nLABEL a=b\n"), 0o644))
+	for _, args := range [][]string{
+		{"--mesos-master", "far.example:5050", "build", "--to", "r", file},
+		{"build", "--to", "r", "--mesos-master", "far.example:5050", file},
+		{"build", "--to", "r", file, "--mesos-master=far.example:5050"},
+	} {
+		got := portainerWith(t, nil, args...)
+		require.Equal(t, exitUsage, got.code)
+		require.Contains(t, got.stderr, "far.example:5050", args)
+	}
+	got := portainerWith(t, map[string]string{"PORTAINER_MESOS_MASTER": "far.example:5050", "PORTAINER_TO": "r"}, "build", file)
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.stderr, "far.example:5050")
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	got := portainerWith(t, nil, "build", "--help")
+	require.Equal(t, exitOK, got.code)
+	require.Empty(t, got.stderr)
+	for _, flag := range []string{
+		"mesos-master", "executor-uri", "framework-id", "framework-role", "verbose", "docker-host",
+		"staging-uri", "tag", "to", "from", "repository", "build-cpu", "build-mem", "stream", "insecure", "retries", "container-image",
+		"engine", "progress", "metadata-file", "build-arg", "target", "label", "no-cache", "pull", "network", "add-host", "context",
+	} {
+		require.Contains(t, got.stdout, "--"+flag+" ", flag)
+	}
+	got = portainerWith(t, nil, "--help")
+	require.Equal(t, exitOK, got.code)
+	require.NotContains(t, got.stdout, "executor  ", "agents' own command is nobody else's business")
+	got = portainerWith(t, nil, "version")
+	require.Equal(t, exitOK, got.code)
+	require.Regexp(t, `^portainer \S+ \w+/\w+ go1\.\S+\n$`, got.stdout)
+}
+
+// TestPrecedence: an explicit flag, then the Dockerfile, then the environment.
+func TestPrecedence(t *testing.T) {
+	dir := t.TempDir()
+	full := filepath.Join(dir, "full")
+	require.NoError(t, os.WriteFile(full, []byte("REGISTRY file.example\nREPOSITORY team/file\nCPUS 2\nMEM 2g\nFROM scratch\n"), 0o644))
+	bare := filepath.Join(dir, "bare")
+	require.NoError(t, os.WriteFile(bare, []byte("FROM scratch\n"), 0o644))
+	env := map[string]string{
+		"PORTAINER_TO": "env.example", "PORTAINER_REPOSITORY": "team/env",
+		"PORTAINER_BUILD_CPU": "3", "PORTAINER_BUILD_MEM": "3g",
+	}
+	request := func(env map[string]string, args ...string) portainer.Request {
+		g := &globals{invocation: invocation{
+			env:    func(name string) (string, bool) { v, ok := env[name]; return v, ok },
+			stderr: io.Discard,
+		}}
+		cmd, b := newBuildCommand(g)
+		require.NoError(t, cmd.ParseFlags(args))
+		require.NoError(t, g.prepare(cmd))
+		b.explicit = cmd.Flags().Changed
+		req, err := b.request(cmd.Flags().Arg(0))
+		require.NoError(t, err)
+		return req
+	}
+	all := []string{"--to", "flag.example", "--repository", "team/flag", "--build-cpu", "4", "--build-mem", "4096"}
+
+	// What the Dockerfile says is left to the framework, which reads it too.
+	req := request(env, full)
+	require.Equal(t, [2]string{"file.example", "team/file"}, [2]string{req.Registry, req.Repository})
+	require.Zero(t, req.Resources)
+	req = request(env, append(all, full)...)
+	require.Equal(t, [2]string{"flag.example", "team/flag"}, [2]string{req.Registry, req.Repository})
+	require.Equal(t, portainer.Resources{CPUs: 4, MemMB: 4096}, req.Resources)
+	req = request(env, bare)
+	require.Equal(t, [2]string{"env.example", "team/env"}, [2]string{req.Registry, req.Repository})
+	require.Equal(t, portainer.Resources{CPUs: 3, MemMB: 3072}, req.Resources)
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"gocloud.dev/blob"
+
+	"github.com/org/portainer"
+	"github.com/org/portainer/internal/staging"
+)
+
+// A site is where builds run: a cluster, a staging bucket, and an executor that
+// the agents can start.
+type site struct {
+	master          string
+	bucket          *blob.Bucket
+	bucketURL       string
+	executorURI     string
+	executorCommand string
+
+	closers []func() error // called last first
+}
+
+func (s *site) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// openSite brings up or finds everything that a build needs. The caller closes
+// the site.
+func (b *buildCommand) openSite(ctx context.Context) (_ *site, err error) {
+	s := &site{master: b.master}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	agents, isLocal, err := localAgents(b.master)
+	if err != nil {
+		return nil, err
+	}
+	here := isLocal || onThisMachine(b.master) // agents see our files
+	if b.stagingURI == "" && !here {
+		return nil, usagef("--staging-uri is missing: with the master at %s it must say where agents can read what is built, such as s3://bucket or file:///mnt/shared", redactMaster(b.master))
+	}
+	ownDir := b.stagingURI == ""
+	if err := s.openBucket(ctx, b.stagingURI); err != nil {
+		return nil, err
+	}
+	if isLocal {
+		if err := s.startLocal(agents, b.globals); err != nil {
+			return nil, err
+		}
+	}
+	return s, s.chooseExecutor(ctx, b.executorURI, here && ownDir || isLocal)
+}
+
+// localAgents reads "local" and "local:N".
+func localAgents(master string) (n int, isLocal bool, err error) {
+	if master == "local" {
+		return 1, true, nil
+	}
+	count, ok := strings.CutPrefix(master, "local:")
+	if !ok {
+		return 0, false, nil
+	}
+	n, err = strconv.Atoi(count)
+	if err != nil || n < 1 || n > 1000 {
+		return 0, false, usagef("--mesos-master %s: after local: stands the number of agents, 1 to 1000", master)
+	}
+	return n, true, nil
+}
+
+// onThisMachine reports whether all masters listen on a loopback address.
+func onThisMachine(master string) bool {
+	if strings.HasPrefix(master, "zk://") {
+		return false
+	}
+	for one := range strings.SplitSeq(master, ",") {
+		if !strings.Contains(one, "://") {
+			one = "http://" + one
+		}
+		u, err := url.Parse(strings.TrimSpace(one))
+		if err != nil {
+			return false
+		}
+		host := u.Hostname()
+		ip := net.ParseIP(host)
+		if host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return false
+		}
+	}
+	return true
+}
+
+// redactMaster hides the password that a zk:// address may hold.
+func redactMaster(master string) string {
+	scheme, rest, ok := strings.Cut(master, "://")
+	if !ok {
+		return master
+	}
+	if at := strings.LastIndex(rest, "@"); at >= 0 {
+		rest = "…" + rest[at:]
+	}
+	return scheme + "://" + rest
+}
+
+// openBucket opens the staging bucket at uri, or a temporary one.
+func (s *site) openBucket(ctx context.Context, uri string) error {
+	if uri == "" {
+		dir, err := os.MkdirTemp("", "portainer-staging-")
+		if err != nil {
+			return fmt.Errorf("%w: temporary staging directory: %w", portainer.ErrStaging, err)
+		}
+		s.closers = append(s.closers, func() error { return os.RemoveAll(dir) })
+		uri = dir
+	}
+	full, err := stagingURL(uri)
+	if err != nil {
+		return err
+	}
+	bucket, err := blob.OpenBucket(ctx, full)
+	if err != nil {
+		return fmt.Errorf("%w: --staging-uri %s: %w", portainer.ErrStaging, redactURL(uri), err)
+	}
+	s.closers = append(s.closers, bucket.Close)
+	s.bucket, s.bucketURL = bucket, full
+	return nil
+}
+
+// stagingURL completes what a user gave as --staging-uri: a plain directory
+// becomes a file URL, and file URLs get the options that staging needs.
+func stagingURL(uri string) (string, error) {
+	if !strings.Contains(uri, "://") {
+		dir, err := filepath.Abs(uri)
+		if err != nil {
+			return "", usagef("--staging-uri: %w", err)
+		}
+		uri = fileURL(dir)
+	}
+	u, err := url.Parse(uri)
+	if err != nil {
+		return "", usagef("--staging-uri: %w", err)
+	}
+	switch u.Scheme {
+	case "mem":
+		return "", usagef("--staging-uri %s: only this process can see it; give a directory or a bucket that the agents can read", uri)
+	case "file":
+		q := u.Query()
+		// Temporary files elsewhere could not be renamed into place, and nothing
+		// reads the side files of attributes.
+		q.Set("no_tmp_dir", "true")
+		q.Set("metadata", "skip")
+		q.Set("create_dir", "true")
+		u.RawQuery = q.Encode()
+	}
+	return u.String(), nil
+}
+
+func fileURL(path string) string {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path // C:/…
+	}
+	return (&url.URL{Scheme: "file", Path: path}).String()
+}
+
+// redactURL hides a password, and the query, which may hold credentials.
+func redactURL(uri string) string {
+	u, err := url.Parse(uri)
+	if err != nil {
+		return "…"
+	}
+	u.RawQuery = ""
+	return u.Redacted()
+}
+
+// executorLife is how long an agent may take to fetch a staged executor by a
+// signed URL: as long as a build may sensibly wait in the queue.
+const executorLife = 7 * 24 * time.Hour
+
+// chooseExecutor decides what agents run. Without a given executor it is this
+// program: as it lies here if the agents see our files, else staged.
+func (s *site) chooseExecutor(ctx context.Context, uri string, here bool) error {
+	if uri != "" {
+		s.executorURI = uri
+		return nil
+	}
+	if runtime.GOOS != "linux" {
+		return usagef("--executor-uri is missing: executors run on Linux, so this program for %s cannot be one; make one with \"make executor\"", runtime.GOOS)
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program to serve as executor: %w", err)
+	}
+	if here {
+		s.executorCommand = shellQuote(program) + " executor"
+		return nil
+	}
+	key, err := staging.New(s.bucket).PutFile(ctx, program)
+	if err != nil {
+		return fmt.Errorf("%w: stage the executor: %w", portainer.ErrStaging, err)
+	}
+	s.executorCommand = "./portainer-executor executor"
+	s.executorURI, err = s.urlOf(ctx, key)
+	return err
+}
+
+// urlOf returns an address of a blob that Mesos's fetcher understands.
+func (s *site) urlOf(ctx context.Context, key string) (string, error) {
+	if u, err := url.Parse(s.bucketURL); err == nil && u.Scheme == "file" {
+		return fileURL(filepath.Join(filepath.FromSlash(u.Path), filepath.FromSlash(key))), nil
+	}
+	signed, err := s.bucket.SignedURL(ctx, key, &blob.SignedURLOptions{Expiry: executorLife})
+	if err != nil {
+		return "", fmt.Errorf("%w: address of the staged executor: %w; give --executor-uri instead", portainer.ErrStaging, err)
+	}
+	return signed, nil
+}
+
+// shellQuote makes s one word of a shell command.
+func shellQuote(s string) string {
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

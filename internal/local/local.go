@@ -1,0 +1,141 @@
+// Package local runs a whole cluster on one machine: a Mesos master and agents
+// that speak Mesos's own protocol and start real executor processes, and a real
+// registry. All of it listens on loopback addresses unless told otherwise.
+package local
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/org/portainer/internal/testmesos"
+)
+
+// A Config says what the cluster is made of. The zero value is one agent that
+// has the whole machine, without a registry.
+type Config struct {
+	// Agents is their number. Zero means 1.
+	Agents int
+	// Resources are what each agent has, in Mesos's notation:
+	// "cpus:4;mem:8192;disk:20000;ports:[31000-32000]". "" means an equal share
+	// of this machine, but at least one CPU.
+	Resources string
+	// MasterAddr is where the master listens. "" means a free port on loopback.
+	MasterAddr string
+	// Registry says whether there is a registry, and RegistryAddr where it
+	// listens. "" means a free port on loopback.
+	Registry     bool
+	RegistryAddr string
+	// WorkDir holds sandboxes and images. "" means a temporary directory that
+	// Close removes.
+	WorkDir string
+	// Logger receives what the master and the agents do. nil discards it.
+	Logger *slog.Logger
+}
+
+// loopback takes a free port.
+const loopback = "127.0.0.1:0"
+
+// A Cluster is a running cluster.
+type Cluster struct {
+	mesos    *testmesos.Cluster
+	registry *Registry // nil without one
+	tempDir  string    // "" if the caller gave the directory
+
+	once     sync.Once
+	closeErr error
+}
+
+// Start brings up a cluster. The caller closes it.
+func Start(cfg Config) (_ *Cluster, err error) {
+	if cfg.Agents < 0 {
+		return nil, fmt.Errorf("local cluster: %d agents", cfg.Agents)
+	}
+	agents := max(cfg.Agents, 1)
+	c := &Cluster{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("local cluster: %w", err), c.Close())
+		}
+	}()
+
+	dir := cfg.WorkDir
+	if dir == "" {
+		if c.tempDir, err = os.MkdirTemp("", "portainer-local-"); err != nil {
+			return nil, err
+		}
+		dir = c.tempDir
+	} else if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if cfg.Registry {
+		c.registry, err = StartRegistry(cmp.Or(cfg.RegistryAddr, loopback), filepath.Join(dir, "registry"))
+		if err != nil {
+			return nil, err
+		}
+	}
+	resources := cfg.Resources
+	if resources == "" {
+		if resources, err = share(dir, agents); err != nil {
+			return nil, err
+		}
+	}
+	mesosConfig := testmesos.Config{
+		MasterAddr: cmp.Or(cfg.MasterAddr, loopback),
+		WorkDir:    dir,
+		Logger:     cfg.Logger,
+	}
+	for range agents {
+		mesosConfig.Agents = append(mesosConfig.Agents, testmesos.AgentConfig{Resources: resources})
+	}
+	c.mesos, err = testmesos.Start(mesosConfig)
+	return c, err
+}
+
+// Master returns the address of the master, "http://HOST:PORT".
+func (c *Cluster) Master() string { return c.mesos.Master() }
+
+// Agents returns the addresses of the agents, "http://HOST:PORT".
+func (c *Cluster) Agents() []string {
+	var urls []string
+	for _, agent := range c.mesos.Agents() {
+		urls = append(urls, agent.URL())
+	}
+	return urls
+}
+
+// Registry returns the address of the registry as references spell it, or "".
+func (c *Cluster) Registry() string {
+	if c.registry == nil {
+		return ""
+	}
+	return c.registry.Addr()
+}
+
+// Close ends every executor, then the agents, the master and the registry, and
+// waits for all of them.
+func (c *Cluster) Close() error {
+	c.once.Do(func() {
+		var errs []error
+		if c.mesos != nil {
+			errs = append(errs, c.mesos.Close())
+		}
+		if c.registry != nil {
+			errs = append(errs, c.registry.Close())
+		}
+		if c.tempDir != "" {
+			errs = append(errs, os.RemoveAll(c.tempDir))
+		}
+		if err := errors.Join(errs...); err != nil {
+			c.closeErr = fmt.Errorf("close local cluster: %w", err)
+		}
+	})
+	return c.closeErr
+}
