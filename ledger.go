@@ -28,6 +28,7 @@ type ledger struct {
 	tasks     map[string]*attempt // launched and not known to have ended
 	seen      map[AgentID]Offer   // the latest offer of each agent, for explanations
 	connected bool
+	since     time.Time // when the present subscription began
 	draining  bool
 
 	reviving   bool      // the master was asked for offers
@@ -61,7 +62,10 @@ const (
 	// youngTask is how long the master may not know a task that was just
 	// accepted: launches are authorized asynchronously, and a reconciliation
 	// meanwhile is answered as if the task did not exist.
-	youngTask         = 10 * time.Second
+	youngTask = 10 * time.Second
+	// answerTime is how long after a subscription the answers to reconciliation
+	// may take; before, no task is given up for what happened without one.
+	answerTime        = 10 * time.Second
 	firstReconcile    = 30 * time.Second // after a launch that nobody spoke of
 	reconcileMin      = 2 * time.Second
 	reconcileMax      = time.Minute
@@ -114,7 +118,6 @@ type attempt struct {
 	launched  time.Time
 	heard     bool // an update came
 	running   bool
-	following bool // its log is being read
 	abandoned bool // its build no longer waits for it: it is to be killed
 
 	unreachable   time.Time // since when; zero if it is reachable
@@ -221,6 +224,7 @@ func (l *ledger) submit(now time.Time, spec buildSpec) {
 
 // restore takes over the builds of an earlier life, before anything else happens.
 func (l *ledger) restore(now time.Time, records []record) {
+	records = slices.SortedFunc(slices.Values(records), func(a, b record) int { return a.Submitted.Compare(b.Submitted) })
 	for i := range records {
 		r := &records[i]
 		b := &build{
@@ -327,7 +331,8 @@ func (b *build) phase() Phase {
 
 // subscribed is called when the master has accepted a subscription.
 func (l *ledger) subscribed(now time.Time) {
-	l.connected, l.reviving, l.wanting = true, false, true
+	l.connected, l.since = true, now
+	l.reviving, l.wanting = false, true
 	clear(l.seen)
 	for _, at := range l.tasks {
 		at.reconcileWait = reconcileMin
@@ -439,7 +444,7 @@ func (l *ledger) place(now time.Time, offers []Offer, pending []Pending) map[Off
 		waiting[p.ID] = true
 	}
 	launches := make(map[OfferID][]*attempt)
-	for _, p := range l.match.MatchOffers(offers, pending) {
+	for _, p := range l.match.MatchOffers(slices.Clone(offers), pending) {
 		o, b := left[p.Offer], l.builds[p.Build]
 		switch {
 		case !waiting[p.Build]:
@@ -492,7 +497,6 @@ func taskID(id BuildID, n int) string { return fmt.Sprintf("%s-%d", id, n) }
 
 // log says where the log of at is.
 func (at *attempt) log() *logSource {
-	at.following = true
 	return &logSource{attempt: at.n, task: at.task, agent: at.agent, hostname: at.hostname, agentURL: at.agentURL}
 }
 
@@ -528,8 +532,14 @@ func (l *ledger) apply(now time.Time, at *attempt, u update) {
 	reconciled := u.reason == "REASON_RECONCILIATION"
 	switch {
 	case u.state == "TASK_UNREACHABLE":
-		if at.unreachable.IsZero() {
-			at.unreachable = now
+		if !at.unreachable.IsZero() {
+			return
+		}
+		at.unreachable = now
+		// Nobody promises to tell of its return: the update is lost if it comes
+		// while there is no subscription.
+		at.nextReconcile, at.reconcileWait = now.Add(reconcileMax), reconcileMax
+		if !at.abandoned {
 			l.notice(at.build, notice{event: infoEvent(now, at, fmt.Sprintf(
 				"agent %s cannot be reached; waiting %v for it to return", at.hostname, l.policy.unreachableWait))})
 		}
@@ -541,7 +551,7 @@ func (l *ledger) apply(now time.Time, at *attempt, u update) {
 		}
 		l.end(now, at, u)
 		return
-	case reconciled && terminal(u.state) && u.state != "TASK_GONE_BY_OPERATOR":
+	case reconciled && terminal(u.state) && u.state != "TASK_GONE_BY_OPERATOR" && !at.abandoned:
 		// The master knows the end but keeps no data; the agent will send the
 		// update itself, with the outcome in it, again and again.
 		if at.ended.IsZero() {
@@ -552,15 +562,19 @@ func (l *ledger) apply(now time.Time, at *attempt, u update) {
 		l.end(now, at, u)
 		return
 	}
+	returned := !at.unreachable.IsZero()
+	began := u.state == "TASK_RUNNING" && !at.running
 	at.heard = true
 	at.unreachable = time.Time{}
 	at.nextReconcile = now.Add(reconcilePeriod)
 	at.reconcileWait = reconcileMin
-	if u.state == "TASK_RUNNING" && !at.running {
-		at.running = true
-		if !at.abandoned {
-			l.notice(at.build, notice{event: event(now, at.build, at, EventRunning)})
-		}
+	at.running = at.running || began
+	switch {
+	case at.abandoned && (returned || began):
+		at.killWait = killMin // what was sent before did not reach it
+		l.kill(now, at)
+	case began && !at.abandoned:
+		l.notice(at.build, notice{event: event(now, at.build, at, EventRunning)})
 	}
 }
 
@@ -600,6 +614,26 @@ func (l *ledger) untrack(at *attempt) {
 	l.release(at.build)
 }
 
+// live reports whether a task may still run that can be told to stop.
+func (l *ledger) live() bool {
+	for _, at := range l.tasks {
+		if at.unreachable.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// forsake forgets every task that is to be killed: nothing more will be heard of
+// it.
+func (l *ledger) forsake() {
+	for _, at := range sortedAttempts(l.tasks) {
+		if at.abandoned {
+			l.untrack(at)
+		}
+	}
+}
+
 // release lets go of what b needed for its attempts, once there is none.
 func (l *ledger) release(b *build) {
 	if b.done && len(b.live) == 0 {
@@ -624,7 +658,7 @@ func (l *ledger) succeed(now time.Time, at *attempt, o *wire.Outcome) {
 func (l *ledger) retryOrFail(now time.Time, at *attempt, failure *BuildError, reason string) {
 	b := at.build
 	switch {
-	case failure.Class == ClassOOM && b.oomRetryMB > 0 && !b.oomRaised:
+	case failure.Class == ClassOOM && b.oomRetryMB > b.task.MemMB && !b.oomRaised:
 		b.oomRaised = true
 		b.resources.MemMB += b.oomRetryMB - b.task.MemMB
 		b.task.MemMB = b.oomRetryMB
@@ -755,15 +789,15 @@ func (l *ledger) tickAttempt(now time.Time, at *attempt) {
 	if !at.nextKill.IsZero() && !at.nextKill.After(now) && l.connected {
 		l.kill(now, at)
 	}
-	if at.abandoned {
-		return
+	if at.abandoned || !l.connected || now.Sub(l.since) < answerTime {
+		return // what became of it meanwhile is not known yet
 	}
 	switch {
 	case !at.unreachable.IsZero() && now.Sub(at.unreachable) >= l.policy.unreachableWait:
 		l.replace(now, at, ClassLost, fmt.Errorf("agent could not be reached for %v", l.policy.unreachableWait))
 	case !at.ended.IsZero() && now.Sub(at.ended) >= terminalDataLimit:
 		l.replace(now, at, ClassLost, errors.New("the task ended, but its result never came"))
-	case !at.running && at.unreachable.IsZero() && now.Sub(at.launched) >= l.policy.launchTimeout:
+	case !at.running && at.unreachable.IsZero() && at.ended.IsZero() && now.Sub(at.launched) >= l.policy.launchTimeout:
 		l.replace(now, at, ClassLaunch, fmt.Errorf("executor did not run within %v of its launch", l.policy.launchTimeout))
 	}
 }
@@ -773,6 +807,9 @@ func (l *ledger) replace(now time.Time, at *attempt, class Class, cause error) {
 	l.abandon(now, at)
 	l.notice(at.build, notice{logEnd: &logEnd{size: -1}})
 	l.retryOrFail(now, at, &BuildError{Phase: at.build.phase(), Class: class, Err: cause}, "")
+	if !at.build.done {
+		l.do(actSave{at.build})
+	}
 }
 
 // tickQueued does what is due for a build that waits.
@@ -862,8 +899,12 @@ func classify(at *attempt, u update) (*wire.Outcome, *BuildError) {
 			return nil, &BuildError{Phase: PhaseBuild, Class: ClassInvalid, Err: err}
 		case outcome.Failure != nil:
 			f := outcome.Failure
+			class := Class(f.Class)
+			if class == ClassCancelled {
+				class = ClassPreempted // not by us, or the attempt would be abandoned
+			}
 			return outcome, &BuildError{
-				Phase: Phase(f.Phase), Class: Class(f.Class), Step: f.Step, Line: f.Line, Err: errors.New(f.Message),
+				Phase: Phase(f.Phase), Class: class, Step: f.Step, Line: f.Line, Err: errors.New(f.Message),
 			}
 		case u.state == "TASK_FINISHED":
 			return outcome, nil
@@ -883,17 +924,19 @@ func classOf(u update) Class {
 		return ClassDisk
 	case "REASON_CONTAINER_LAUNCH_FAILED", "REASON_EXECUTOR_REGISTRATION_TIMEOUT":
 		return ClassLaunch
-	case "REASON_SLAVE_DRAINING", "REASON_AGENT_DRAINING":
+	case "REASON_AGENT_DRAINING", "REASON_CONTAINER_PREEMPTED":
 		return ClassPreempted
+	case "REASON_MAX_COMPLETION_TIME_REACHED":
+		return ClassTimeout
 	case "REASON_TASK_INVALID", "REASON_TASK_UNAUTHORIZED", "REASON_TASK_GROUP_INVALID", "REASON_TASK_GROUP_UNAUTHORIZED":
 		return ClassInvalid
 	}
-	switch u.state {
-	case "TASK_ERROR":
+	switch {
+	case u.state == "TASK_ERROR":
 		return ClassInvalid
-	case "TASK_KILLED":
+	case u.state == "TASK_KILLED":
 		return ClassPreempted // not by us: an operator, or the executor's shutdown
-	case "TASK_FINISHED":
+	case u.state == "TASK_FINISHED", u.state == "TASK_FAILED" && u.source == "SOURCE_EXECUTOR":
 		return ClassInvalid // an executor that tells no outcome is not ours
 	}
 	return ClassLost

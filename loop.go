@@ -194,7 +194,7 @@ func (l *loop) run(ctx context.Context, events <-chan schedapi.Event, rejected <
 		case <-deadline:
 			l.f.cfg.Logger.Warn("tasks still ran at the end", "tasks", len(l.ledger.tasks), "waited", l.f.cfg.ShutdownTimeout)
 			l.teardown()
-			return context.Cause(ctx)
+			return l.leave(context.Cause(ctx))
 		case err := <-rejected:
 			err = fmt.Errorf("%w: %w", ErrRejected, err)
 			if l.f.state != nil && errors.Is(err, schedapi.ErrRemoved) && done != nil {
@@ -205,9 +205,9 @@ func (l *loop) run(ctx context.Context, events <-chan schedapi.Event, rejected <
 		if err := l.perform(); err != nil {
 			return l.abort(err)
 		}
-		if done == nil && len(l.ledger.tasks) == 0 {
+		if done == nil && !l.ledger.live() {
 			l.teardown()
-			return context.Cause(ctx)
+			return l.leave(context.Cause(ctx))
 		}
 	}
 }
@@ -215,6 +215,15 @@ func (l *loop) run(ctx context.Context, events <-chan schedapi.Event, rejected <
 // abort ends every build for want of a master, and returns why.
 func (l *loop) abort(why error) error {
 	l.ledger.drain(time.Now(), ClassLost, why)
+	return l.leave(why)
+}
+
+// leave lets go of what tasks use that did not end in time, unless a later life
+// sees to them, and returns why.
+func (l *loop) leave(why error) error {
+	if l.f.state == nil {
+		l.ledger.forsake()
+	}
 	return errors.Join(why, l.perform())
 }
 
