@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path"
-	"strings"
 	"sync"
 	"time"
 
@@ -461,6 +459,9 @@ func (l *loop) reconcile(a actReconcile) {
 }
 
 func (l *loop) notify(a actNotice) {
+	if a.notice.follow != nil {
+		a.notice.follow.framework = l.frameworkID
+	}
 	if box := l.boxes[a.id]; box != nil {
 		box.post(a.notice)
 	}
@@ -500,96 +501,6 @@ func (l *loop) accept(a actAccept) {
 	l.client.Send(calls.Accept(
 		calls.OfferOperations{calls.OpLaunch(tasks...)}.WithOffers(mesos.OfferID{Value: string(a.offer)}),
 	).With(calls.RefuseSeconds(a.refuse)))
-}
-
-// executorFile is the name of the executor's binary in its sandbox.
-const executorFile = "portainer-executor"
-
-// shutdownGrace is how long an executor has to stop its engine and remove what
-// it leaves, before Mesos kills it.
-const shutdownGrace = 60 * time.Second
-
-// taskInfo makes the task of at out of pool, which loses what the task takes.
-func (l *loop) taskInfo(at *attempt, pool []mesos.Resource, role string) (*mesos.TaskInfo, error) {
-	b := at.build
-	own, ok := carve(pool, role, executorShare)
-	if !ok {
-		return nil, errors.New("offer is too small for the executor")
-	}
-	used, ok := carve(pool, role, b.resources.Sub(executorShare))
-	if !ok {
-		return nil, errors.New("offer is too small for the task")
-	}
-	task := b.task
-	task.Attempt = at.n
-	data, err := task.Encode()
-	if err != nil {
-		return nil, err
-	}
-	cfg := &l.f.cfg
-	grace := mesos.DurationInfo{Nanoseconds: shutdownGrace.Nanoseconds()}
-	name, source := "portainer executor", b.image
-	return &mesos.TaskInfo{
-		Name:      b.image,
-		TaskID:    mesos.TaskID{Value: at.task},
-		AgentID:   mesos.AgentID{Value: string(at.agent)},
-		Resources: used,
-		Data:      data,
-		Labels:    labels("portainer.build", string(b.id), "portainer.image", b.image, "portainer.attempt", fmt.Sprint(at.n)),
-		Executor: &mesos.ExecutorInfo{
-			Type:                mesos.ExecutorInfo_CUSTOM,
-			ExecutorID:          mesos.ExecutorID{Value: at.task},
-			FrameworkID:         &mesos.FrameworkID{Value: l.frameworkID},
-			Name:                &name,
-			Source:              &source,
-			Command:             executorCommand(cfg.ExecutorURI, cfg.ExecutorCommand),
-			Resources:           own,
-			ShutdownGracePeriod: &grace,
-		},
-	}, nil
-}
-
-// labels makes Mesos labels of keys and values.
-func labels(pairs ...string) *mesos.Labels {
-	var l mesos.Labels
-	for i := 0; i+1 < len(pairs); i += 2 {
-		l.Labels = append(l.Labels, mesos.Label{Key: pairs[i], Value: &pairs[i+1]})
-	}
-	return &l
-}
-
-// archiveSuffixes are those that Mesos's fetcher unpacks (mesos docs/fetcher.md).
-var archiveSuffixes = []string{".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".zip"}
-
-// executorCommand is the command that starts the executor. A container's working
-// directory is that of its image, so the sandbox is entered first.
-func executorCommand(uri, command string) *mesos.CommandInfo {
-	value := `cd "${MESOS_SANDBOX:-.}" && exec ` + command
-	info := &mesos.CommandInfo{Value: &value}
-	if uri == "" {
-		return info
-	}
-	fetched := mesos.CommandInfo_URI{Value: uri}
-	yes, no := true, false
-	base, _, _ := strings.Cut(path.Base(uri), "?")
-	if isArchive(base) {
-		fetched.Extract = &yes
-		fetched.OutputFile = &base // a signed URL's query would be in the name
-	} else {
-		file := executorFile
-		fetched.Executable, fetched.Extract, fetched.OutputFile = &yes, &no, &file
-	}
-	info.URIs = []mesos.CommandInfo_URI{fetched}
-	return info
-}
-
-func isArchive(name string) bool {
-	for _, suffix := range archiveSuffixes {
-		if strings.HasSuffix(name, suffix) {
-			return true
-		}
-	}
-	return false
 }
 
 // newClient makes the connection to the master.

@@ -121,6 +121,10 @@ type Config struct {
 	// is fetched, whatever its URI calls it.
 	ExecutorCommand string
 
+	// Container runs the executor in a container on its agent; the zero value
+	// runs it as a process. It excludes Engine.Host.
+	Container Container
+
 	// Engine says what builds images on the agents.
 	Engine Engine
 
@@ -246,6 +250,10 @@ func (cfg *Config) validate() error {
 	if cfg.Engine.Kind == "dockerd" && cfg.Engine.Host != "" {
 		bad("Engine.Host: %q: engine dockerd starts a daemon of its own; use docker for one that runs", cfg.Engine.Host)
 	}
+	if cfg.Container.Image != "" && cfg.Engine.Host != "" {
+		bad("Container.Image: %q: an executor in a container uses the engine of its image, so Engine.Host cannot be given too", cfg.Container.Image)
+	}
+	problems = append(problems, cfg.Container.validate()...)
 	for _, f := range []struct {
 		name  string
 		value float64
