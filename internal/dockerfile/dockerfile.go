@@ -18,7 +18,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/command"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/util/suggest"
 )
 
 // An Error is one problem of a Dockerfile.
@@ -154,7 +153,7 @@ func (f *File) Target(name string) (Stage, error) {
 		}
 	}
 	err := fmt.Errorf("no stage is named %q: the target must be a name after FROM … AS", name)
-	return Stage{}, &Error{File: f.name, Err: suggest.WrapError(err, name, names, false)}
+	return Stage{}, &Error{File: f.name, Err: didYouMean(err, name, names)}
 }
 
 // findStage returns the index of the last stage before limit with that name, or -1.
@@ -199,7 +198,7 @@ func (f *File) checkInstruction(n *parser.Node) []error {
 	var unknown *instructions.UnknownInstructionError
 	if errors.As(err, &unknown) {
 		err = fmt.Errorf("unknown instruction: %s", n.Value)
-		err = suggest.WrapError(err, n.Value, instructionNames(), false)
+		err = didYouMean(err, n.Value, instructionNames())
 		return []error{&Error{File: f.name, Line: n.StartLine, Err: err}}
 	}
 	var le *parser.LocationError

@@ -10,7 +10,6 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/util/suggest"
 )
 
 // Metadata is what a Dockerfile says to portainer itself, either as instructions
@@ -155,7 +154,7 @@ func (m *Metadata) set(key, value string, line int) error {
 		}
 	default:
 		err = fmt.Errorf("unknown key; the keys are %s", strings.Join(commentKeys, ", "))
-		return suggest.WrapError(err, key, commentKeys, false)
+		return didYouMean(err, key, commentKeys)
 	}
 	if err != nil {
 		return err
