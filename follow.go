@@ -1,6 +1,7 @@
 package portainer
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -24,17 +25,18 @@ type notice struct {
 
 // A logSource is where the log of an attempt is.
 type logSource struct {
-	attempt  int
-	task     string // also the executor's id
-	agent    AgentID
-	hostname string
-	agentURL string
+	framework string
+	attempt   int
+	task      string // also the executor's id
+	agent     AgentID
+	hostname  string
+	agentURL  string
 }
 
 // path is the log's path on the agent: the virtual one that Mesos has had since
 // 1.5 (MESOS-7899), which needs neither the container's id nor the work directory.
-func (s *logSource) path(frameworkID string) string {
-	return "/frameworks/" + frameworkID + "/executors/" + s.task + "/runs/latest/" + wire.LogFile
+func (s *logSource) path() string {
+	return "/frameworks/" + s.framework + "/executors/" + s.task + "/runs/latest/" + wire.LogFile
 }
 
 // A logEnd says that a log grows no more.
@@ -86,15 +88,18 @@ const (
 // has ended, if nothing of it arrives.
 const drainLimit = 30 * time.Second
 
+// lostLimit takes the place of drainLimit when nobody has said that there is more:
+// an attempt that was lost often leaves an agent that cannot be reached.
+const lostLimit = 5 * time.Second
+
 // A follower reads the logs of one build's attempts and hands them, and the
 // notices about it, to the sink in order. It belongs to one goroutine.
 type follower struct {
-	files       *schedapi.Files
-	frameworkID string
-	sink        LogSink
-	build       BuildID
-	image       string
-	mark        *logMark // nil without a state directory
+	files *schedapi.Files
+	sink  LogSink
+	build BuildID
+	image string
+	mark  *logMark // nil without a state directory
 
 	source *logSource // nil when no log is followed
 	offset int64      // behind the last whole frame handed on
@@ -124,7 +129,7 @@ func (w *follower) begin(s *logSource) error {
 // poll reads a page of the log and reports whether there is more already.
 func (w *follower) poll(ctx context.Context) (more bool, err error) {
 	at := w.offset + int64(len(w.rest))
-	data, size, err := w.files.ReadFile(ctx, w.source.agentURL, w.source.path(w.frameworkID), at, schedapi.MaxRead)
+	data, size, err := w.files.ReadFile(ctx, w.source.agentURL, w.source.path(), at, schedapi.MaxRead)
 	if err != nil || len(data) == 0 {
 		w.wait = min(pollMax, 2*w.wait)
 		return false, err
@@ -138,13 +143,13 @@ func (w *follower) handle(ctx context.Context, data []byte) error {
 	if len(w.rest) > 0 {
 		data = append(w.rest, data...)
 	}
+	defer func() { w.rest = bytes.Clone(data) }()
 	for {
 		frame, n, err := wire.DecodeFrame(data)
 		if err != nil {
 			return fmt.Errorf("log of %s at offset %d: %w", w.source.task, w.offset, err)
 		}
 		if n == 0 {
-			w.rest = append([]byte(nil), data...)
 			return nil
 		}
 		data = data[n:]
@@ -206,32 +211,44 @@ func (w *follower) drain(ctx context.Context, end logEnd) {
 		return
 	}
 	if err := w.readToEnd(ctx, end.size); err != nil {
-		ev := w.blank(time.Now())
-		ev.Kind = EventGap
-		ev.Text = fmt.Sprintf("the rest of the log, from byte %d on, could not be read: %v", w.offset, err)
-		if end.size >= 0 {
-			ev.Text = fmt.Sprintf("%d bytes of the log, from byte %d on, could not be read: %v", end.size-w.offset, w.offset, err)
-		}
-		w.sink.HandleEvent(ctx, ev)
+		w.lose(ctx, end.size, err)
 	}
+	w.source = nil
+}
+
+// lose reports what follows in the log as a gap and stops following it.
+func (w *follower) lose(ctx context.Context, size int64, why error) {
+	ev := w.blank(time.Now())
+	ev.Kind = EventGap
+	ev.Text = fmt.Sprintf("the rest of the log, from byte %d on, could not be read: %v", w.offset, why)
+	if size >= 0 {
+		ev.Text = fmt.Sprintf("%d bytes of the log, from byte %d on, could not be read: %v", size-w.offset, w.offset, why)
+	}
+	w.sink.HandleEvent(ctx, ev)
 	w.source = nil
 }
 
 // readToEnd reads until size, or, if that is not known, until there is no more.
 func (w *follower) readToEnd(ctx context.Context, size int64) error {
+	limit := drainLimit
+	if size < 0 {
+		limit = lostLimit
+	}
 	w.progress = time.Now()
 	for size < 0 || w.offset < size {
 		more, err := w.poll(ctx)
 		switch {
 		case more && err == nil:
 			continue
+		case size < 0 && err == nil && len(w.rest) > 0:
+			return errors.New("it ends within a line")
 		case size < 0 && (err == nil || errors.Is(err, schedapi.ErrFileNotFound)):
 			return nil // a task that never ran has no log
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, wire.ErrFrame):
 			return err
-		case time.Since(w.progress) > drainLimit:
+		case time.Since(w.progress) > limit:
 			return cmp.Or(err, errors.New("it is shorter than the executor said"))
 		case w.offset == size:
 			return nil
@@ -279,7 +296,11 @@ func (w *follower) run(ctx context.Context, box *mailbox, cancel func()) (*Resul
 		}
 		var next <-chan time.Time
 		if w.source != nil && ctx.Err() == nil {
-			if more, err := w.poll(ctx); more && err == nil {
+			more, err := w.poll(ctx)
+			if errors.Is(err, wire.ErrFrame) {
+				w.lose(ctx, -1, err)
+			}
+			if more && err == nil {
 				continue
 			}
 			next = time.After(w.wait)
