@@ -3,8 +3,11 @@ package engine_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,7 +34,7 @@ func TestBuild(t *testing.T) {
 				log := &recorder{}
 				cfg := r.given(log)
 				if own {
-					cfg = r.ownDockerd(t, log)
+					cfg = r.own(t, engine.KindDockerd, log)
 				}
 				cfg.Bundler = files{"src/a.txt": "one", "b.txt": "two", ".dockerignore": "*.log\n"}
 				req := r.request(t, "FROM BUSYBOX AS base\n# a comment\nRUN "+b.mount+"echo hello >/made &&\\\n    echo out; echo err >&2\n"+
@@ -255,6 +258,51 @@ func TestOpenErrors(t *testing.T) {
 			require.Equal(t, tt.class, be.Class)
 			require.Equal(t, portainer.PhaseLaunch, be.Phase)
 			require.ErrorContains(t, err, tt.says)
+		})
+	}
+}
+
+func TestGivenDaemonKeepsItsImages(t *testing.T) {
+	r := theRig(t)
+	e := open(t, r.given(nil))
+	req := r.request(t, "FROM BUSYBOX\nRUN echo new >/x\n")
+	req.Tags = []string{"mine", "theirs"}
+	// Somebody on that machine has an image of the name we push.
+	theirs := req.Registry + "/" + req.Repository + ":theirs"
+	docker := func(args ...string) string {
+		cmd := exec.CommandContext(testContext(t), "docker", append([]string{"-H", r.daemon.Host}, args...)...)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, string(out))
+		return strings.TrimSpace(string(out))
+	}
+	docker("pull", r.busybox)
+	docker("tag", r.busybox, theirs)
+	id := docker("image", "inspect", "-f", "{{.ID}}", theirs)
+
+	res, err := e.Build(testContext(t), req)
+	require.NoError(t, err)
+	require.Equal(t, "new\n", fileSystem(t, pull(t, res.Refs[1]))["x"])
+	require.Equal(t, id, docker("image", "inspect", "-f", "{{.ID}}", theirs))
+	require.Empty(t, docker("image", "ls", "-q", req.Registry+"/"+req.Repository+":mine"))
+	require.Empty(t, docker("container", "ls", "-aq", "--filter", "ancestor="+theirs))
+}
+
+func TestBundlerFails(t *testing.T) {
+	r := theRig(t)
+	for _, b := range builders {
+		t.Run(b.name, func(t *testing.T) {
+			cfg := r.given(nil)
+			broken := errors.New("agent has lost its disk")
+			cfg.Bundler = portainer.BundlerFunc(func(_ context.Context, _ portainer.Request, w io.Writer) error {
+				if _, err := w.Write(make([]byte, 100)); err != nil {
+					return err
+				}
+				return broken
+			})
+			e := open(t, cfg)
+			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"true\nCOPY . /x\n"))
+			require.ErrorIs(t, err, broken)
+			require.ErrorIs(t, err, portainer.ErrStaging)
 		})
 	}
 }

@@ -97,13 +97,19 @@ func (r *rig) given(logs portainer.LogSink) engine.Config {
 	return engine.Config{Kind: engine.KindDocker, Host: r.daemon.Host, Logs: logs, Insecure: []string{r.registry.Addr}}
 }
 
-// ownDockerd returns a Config for a dockerd of the engine's own, below a sandbox
-// whose path is as long as those of Mesos.
-func (r *rig) ownDockerd(t *testing.T, logs portainer.LogSink) engine.Config {
+// own returns a Config for an engine of that kind that is our own, below a
+// sandbox whose path is as long as those of Mesos.
+func (r *rig) own(t *testing.T, kind string, logs portainer.LogSink) engine.Config {
 	t.Helper()
 	sandbox := filepath.Join(t.TempDir(), strings.Repeat("slaves-0123456789/", 8))
 	require.NoError(t, os.MkdirAll(sandbox, 0o755))
-	return engine.Config{Kind: engine.KindDockerd, Sandbox: sandbox, Logs: logs, Insecure: []string{r.registry.Addr}}
+	return engine.Config{Kind: kind, Sandbox: sandbox, Logs: logs, Insecure: []string{r.registry.Addr}}
+}
+
+// ownKinds are the kinds of engines that can be our own here.
+func ownKinds(t *testing.T) []string {
+	t.Helper()
+	return []string{engine.KindDockerd}
 }
 
 // open opens an engine that is closed when the test ends.

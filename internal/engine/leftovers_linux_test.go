@@ -1,0 +1,214 @@
+package engine_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/org/portainer"
+	"github.com/org/portainer/internal/engine"
+)
+
+// leftovers returns whatever of engines with sockets below temp and data below
+// sandbox is there: processes, mounts, cgroups, files.
+func leftovers(t *testing.T, temp, sandbox string) []string {
+	t.Helper()
+	var left []string
+	for _, dir := range []string{temp, sandbox} {
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		for _, e := range entries {
+			left = append(left, filepath.Join(dir, e.Name()))
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, temp) || strings.Contains(line, sandbox) {
+			left = append(left, "mount "+line)
+		}
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	for _, p := range processes {
+		cmdline, err := os.ReadFile(p)
+		if err == nil && (bytes.Contains(cmdline, []byte(temp)) || bytes.Contains(cmdline, []byte(sandbox))) {
+			left = append(left, "process "+string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+		}
+	}
+	return left
+}
+
+// cgroupOf returns the name of the cgroup of the engine with sockets below temp.
+func cgroupOf(t *testing.T, temp string) string {
+	t.Helper()
+	states, err := filepath.Glob(filepath.Join(temp, "portainer-*", "engine.json"))
+	require.NoError(t, err)
+	require.Len(t, states, 1)
+	data, err := os.ReadFile(states[0])
+	require.NoError(t, err)
+	var state struct{ Cgroup string }
+	require.NoError(t, json.Unmarshal(data, &state))
+	return filepath.Base(state.Cgroup)
+}
+
+// cgroups returns the cgroups of that name.
+func cgroups(t *testing.T, name string) []string {
+	t.Helper()
+	var found []string
+	require.NoError(t, filepath.WalkDir("/sys/fs/cgroup", func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Name() == name {
+			found = append(found, path)
+		}
+		return nil
+	}))
+	return found
+}
+
+// shortTemp returns a directory that is short enough for sockets.
+func shortTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "et-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+func TestCloseLeavesNothing(t *testing.T) {
+	r := theRig(t)
+	for _, kind := range ownKinds(t) {
+		t.Run(kind, func(t *testing.T) {
+			cfg := r.own(t, kind, nil)
+			cfg.Temp = shortTemp(t)
+			e := open(t, cfg)
+			require.NotEmpty(t, leftovers(t, cfg.Temp, cfg.Sandbox))
+			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN echo x >/x\n"))
+			require.NoError(t, err)
+			require.NoError(t, e.Close(testContext(t)))
+			require.Empty(t, leftovers(t, cfg.Temp, cfg.Sandbox))
+		})
+	}
+}
+
+func TestCloseInTheMiddleOfAStep(t *testing.T) {
+	r := theRig(t)
+	for _, kind := range ownKinds(t) {
+		t.Run(kind, func(t *testing.T) {
+			began := make(chan struct{})
+			cfg := r.own(t, kind, &recorder{hook: func(ev portainer.Event) {
+				if ev.Text == "sleeping" {
+					close(began)
+				}
+			}})
+			cfg.Temp = shortTemp(t)
+			e := open(t, cfg)
+			ctx, cancel := context.WithCancel(testContext(t))
+			ended := make(chan error, 1)
+			mark := fmt.Sprintf("97%d3", time.Now().UnixNano()%1e6)
+			go func() {
+				_, err := e.Build(ctx, r.request(t, "FROM BUSYBOX\nRUN echo sleeping; trap '' TERM; sleep "+mark+"; true\n"))
+				ended <- err
+			}()
+			select {
+			case <-began:
+			case err := <-ended:
+				require.NoError(t, err)
+			}
+			cancel()
+			require.ErrorIs(t, <-ended, context.Canceled)
+			began2 := time.Now()
+			require.NoError(t, e.Close(testContext(t)))
+			require.Less(t, time.Since(began2), 10*time.Second)
+			require.False(t, running(t, "sleep "+mark))
+			require.Empty(t, leftovers(t, cfg.Temp, cfg.Sandbox))
+		})
+	}
+}
+
+// The program that is killed: it opens an engine, begins a build and says so.
+func TestMainOfKilledProgram(t *testing.T) {
+	spec := os.Getenv("ENGINE_TEST_KILLED")
+	if spec == "" {
+		// As a test of its own it shows that an engine in use is not swept.
+		r := theRig(t)
+		cfg := r.own(t, engine.KindDockerd, nil)
+		cfg.Temp = shortTemp(t)
+		e := open(t, cfg)
+		require.NoError(t, engine.Sweep(testContext(t), cfg.Temp, nil))
+		_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN true\n"))
+		require.NoError(t, err)
+		return
+	}
+	f := strings.Split(spec, "|")
+	e, err := engine.Open(t.Context(), engine.Config{
+		Kind: f[0], Temp: f[1], Sandbox: f[2], Insecure: []string{f[3]},
+		Logs: portainer.LogSinkFunc(func(_ context.Context, ev portainer.Event) {
+			if ev.Kind == portainer.EventLog {
+				fmt.Println(ev.Text)
+			}
+		}),
+	})
+	require.NoError(t, err)
+	_, err = e.Build(t.Context(), portainer.Request{
+		Registry: f[3], Repository: "killed", Source: fmt.Appendf(nil, "FROM %s\nRUN echo sleeping; trap '' TERM; sleep %s; true\n", f[4], f[5]),
+	})
+	require.NoError(t, err)
+}
+
+func TestSweepAfterKill(t *testing.T) {
+	r := theRig(t)
+	for _, kind := range ownKinds(t) {
+		t.Run(kind, func(t *testing.T) {
+			temp := shortTemp(t)
+			sandbox := r.own(t, kind, nil).Sandbox
+			mark := fmt.Sprintf("96%d1", time.Now().UnixNano()%1e6)
+			self, err := os.Executable()
+			require.NoError(t, err)
+			cmd := exec.CommandContext(testContext(t), self, "-test.run=^TestMainOfKilledProgram$")
+			cmd.Env = append(os.Environ(), "ENGINE_TEST_KILLED="+strings.Join([]string{kind, temp, sandbox, r.registry.Addr, r.busybox, mark}, "|"))
+			out, err := cmd.StdoutPipe()
+			require.NoError(t, err)
+			require.NoError(t, cmd.Start())
+			var said []string
+			for s := bufio.NewScanner(out); s.Scan(); {
+				if said = append(said, s.Text()); s.Text() == "sleeping" {
+					break
+				}
+			}
+			require.Contains(t, said, "sleeping")
+			require.True(t, running(t, "sleep "+mark))
+			cgroup := cgroupOf(t, temp)
+			require.NotEmpty(t, cgroups(t, cgroup))
+			require.NoError(t, cmd.Process.Kill())
+			require.Error(t, cmd.Wait())
+
+			require.NoError(t, engine.Sweep(testContext(t), temp, nil))
+			require.Empty(t, leftovers(t, temp, sandbox))
+			require.False(t, running(t, "sleep "+mark))
+			require.Empty(t, cgroups(t, cgroup))
+			require.NoError(t, engine.Sweep(testContext(t), temp, nil))
+		})
+	}
+}
+
+func TestSweepMindsOnlyItsOwn(t *testing.T) {
+	temp := shortTemp(t)
+	victim := filepath.Join(t.TempDir(), "precious")
+	require.NoError(t, os.Mkdir(victim, 0o755))
+	other := filepath.Join(temp, "portainer-other")
+	require.NoError(t, os.Mkdir(other, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(other, "engine.json"), fmt.Appendf(nil, `{"id":"0123456789abcdef","data":%q,"cgroup":"/"}`, victim), 0o600))
+	require.ErrorContains(t, engine.Sweep(testContext(t), temp, nil), "not the state of an engine")
+	require.DirExists(t, victim)
+	require.DirExists(t, other)
+}
