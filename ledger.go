@@ -857,7 +857,7 @@ func (l *ledger) explain(b *build, now time.Time) string {
 			fits++
 		}
 	}
-	text := fmt.Sprintf("%s seen, none with %v", plural(len(l.seen), "agent"), b.resources)
+	text := fmt.Sprintf("%s seen, none can take %v", plural(len(l.seen), "agent"), b.resources)
 	for _, part := range []struct {
 		n    int
 		what string
