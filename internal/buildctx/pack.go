@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // ErrChanged reports a tree that changed while it was read. Reading it again may
@@ -44,6 +45,9 @@ func Pack(ctx context.Context, w io.Writer, opt Options) error {
 	}
 	p := &packer{ctx: ctx, root: root, count: &countingWriter{w: w, report: opt.Progress}, links: map[inode]string{}}
 	p.tar = tar.NewWriter(p.count)
+	if err := p.addRoot(); err != nil {
+		return err
+	}
 	walk := &walker{ctx: ctx, root: root, ignore: ignore, visit: p.add}
 	if err := walk.run(); err != nil {
 		return err
@@ -82,6 +86,25 @@ type packer struct {
 	count *countingWriter
 	links map[inode]string // first path of each file that has several
 	buf   []byte
+}
+
+// addRoot writes an entry for the root, with a time in whole seconds, so that it
+// needs no extended header: BuildKit looks at the first 1024 bytes of a context to
+// tell whether it is an archive (frontend/dockerui/context.go, isArchive), and a
+// header with extensions is longer.
+func (p *packer) addRoot() error {
+	fi, err := os.Stat(p.root)
+	if err != nil {
+		return fmt.Errorf("build context: %w", err)
+	}
+	h := &tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755, ModTime: fi.ModTime().Truncate(time.Second), Format: tar.FormatUSTAR}
+	if h.ModTime.Unix() < 0 || h.ModTime.Unix() >= 1<<33 {
+		h.ModTime = time.Unix(0, 0)
+	}
+	if err := p.tar.WriteHeader(h); err != nil {
+		return fmt.Errorf("write the context: %w", err)
+	}
+	return nil
 }
 
 func (p *packer) add(e entry) error {

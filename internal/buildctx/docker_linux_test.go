@@ -1,0 +1,222 @@
+package buildctx_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	dockerclient "github.com/docker/docker/client"
+	bk "github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/upload/uploadprovider"
+	"github.com/stretchr/testify/require"
+	"github.com/tonistiigi/fsutil"
+
+	"github.com/org/portainer/internal/buildctx"
+	"github.com/org/portainer/internal/dockertest"
+)
+
+// docker is a daemon of our own, and ways of building with it.
+type docker struct {
+	started time.Time
+	cli     string // a docker client with BuildKit built in
+	env     []string
+	bk      *bk.Client // the client that docker build is made of today
+}
+
+func startDocker(t *testing.T) *docker {
+	t.Helper()
+	daemon, err := dockertest.StartDaemon(t.Context(), t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, daemon.Stop()) })
+	d := &docker{started: time.Now(), cli: "/usr/bin/docker"}
+	if _, err := os.Stat(d.cli); err != nil {
+		d.cli, err = exec.LookPath("docker")
+		require.NoError(t, err)
+	}
+	d.env = append(os.Environ(), "DOCKER_HOST="+daemon.Host, "DOCKER_CONFIG="+t.TempDir())
+	hijack, err := dockerclient.NewClientWithOpts(dockerclient.WithHost(daemon.Host), dockerclient.WithAPIVersionNegotiation())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, hijack.Close()) })
+	d.bk, err = bk.New(t.Context(), "",
+		bk.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return hijack.DialHijack(ctx, "/grpc", "h2c", nil)
+		}),
+		bk.WithSessionDialer(func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
+			return hijack.DialHijack(ctx, "/session", proto, meta)
+		}))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, d.bk.Close()) })
+	return d
+}
+
+const copyAll = "FROM scratch\nCOPY . /\n"
+
+// byCommand returns what the docker build of this machine makes of dir.
+func (d *docker) byCommand(t *testing.T, dir, dockerfile string, env ...string) (map[string]node, error) {
+	t.Helper()
+	df := filepath.Join(t.TempDir(), "Dockerfile")
+	require.NoError(t, os.WriteFile(df, []byte(dockerfile), 0o644))
+	out := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), d.cli, "build", "--no-cache", "-q", "-o", "type=local,dest="+out, "-f", df, dir)
+	cmd.Env = append(append(d.env, "DOCKER_BUILDKIT=1"), env...)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("docker build: %w: %s", err, text)
+	}
+	return nodes(t, out), nil
+}
+
+// byDirectory returns what today's docker build makes of dir: its client is
+// BuildKit's, which reads the tree and applies the ignore file.
+func (d *docker) byDirectory(t *testing.T, dir, dockerfile string) (map[string]node, error) {
+	t.Helper()
+	context, err := fsutil.NewFS(dir)
+	require.NoError(t, err)
+	return d.solve(t, dockerfile, context, nil)
+}
+
+// byPack returns what docker makes of the tar stream of Pack.
+func (d *docker) byPack(t *testing.T, opt buildctx.Options, dockerfile string) (map[string]node, error) {
+	t.Helper()
+	var buf bytes.Buffer
+	if err := buildctx.Pack(t.Context(), &buf, opt); err != nil {
+		return nil, err
+	}
+	empty, err := fsutil.NewFS(t.TempDir())
+	require.NoError(t, err)
+	return d.solve(t, dockerfile, empty, &buf)
+}
+
+// solve builds and returns the image's files. The context is the tar stream if
+// there is one.
+func (d *docker) solve(t *testing.T, dockerfile string, dir fsutil.FS, stream io.Reader) (map[string]node, error) {
+	t.Helper()
+	df := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(df, "Dockerfile"), []byte(dockerfile), 0o644))
+	dfs, err := fsutil.NewFS(df)
+	require.NoError(t, err)
+	out := t.TempDir()
+	opt := bk.SolveOpt{
+		Frontend:      "dockerfile.v0",
+		FrontendAttrs: map[string]string{"filename": "Dockerfile"},
+		LocalMounts:   map[string]fsutil.FS{"context": dir, "dockerfile": dfs},
+		Exports:       []bk.ExportEntry{{Type: bk.ExporterLocal, OutputDir: out}},
+	}
+	if stream != nil {
+		up := uploadprovider.New()
+		opt.FrontendAttrs["context"] = up.Add(io.NopCloser(stream))
+		opt.FrontendAttrs["dockerfilekey"] = "dockerfile"
+		opt.Session = []session.Attachable{up}
+		delete(opt.LocalMounts, "context")
+	}
+	status := make(chan *bk.SolveStatus)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range status {
+		}
+	}()
+	_, err = d.bk.Solve(t.Context(), nil, opt, status)
+	<-done
+	if err != nil {
+		return nil, err
+	}
+	return nodes(t, out), nil
+}
+
+// A node is all that can be told of a file.
+type node struct {
+	Mode     fs.FileMode
+	Size     int64
+	Time     time.Time
+	UID, GID uint32
+	Rdev     uint64
+	Link     string
+	Same     string // first of the names of the same file
+	Content  string
+}
+
+// nodes returns everything below dir, by path.
+func nodes(t *testing.T, dir string) map[string]node {
+	t.Helper()
+	all := map[string]node{}
+	first := map[uint64]string{}
+	require.NoError(t, filepath.WalkDir(dir, func(full string, e fs.DirEntry, err error) error {
+		if err != nil || full == dir {
+			return err
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return err
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		rel, err := filepath.Rel(dir, full)
+		if err != nil {
+			return err
+		}
+		n := node{Mode: fi.Mode(), Time: fi.ModTime().UTC(), UID: st.Uid, GID: st.Gid, Rdev: st.Rdev}
+		switch {
+		case fi.Mode().IsRegular():
+			data, err := os.ReadFile(full)
+			if err != nil {
+				return err
+			}
+			n.Size, n.Content = fi.Size(), string(data)
+			if st.Nlink > 1 {
+				if _, seen := first[st.Ino]; !seen {
+					first[st.Ino] = rel
+				}
+				n.Same = first[st.Ino]
+			}
+		case fi.Mode()&fs.ModeSymlink != 0:
+			if n.Link, err = os.Readlink(full); err != nil {
+				return err
+			}
+		}
+		all[rel] = n
+		return nil
+	}))
+	return all
+}
+
+// differences lists where got is not want. about adds what is known of a path.
+func (d *docker) differences(want, got map[string]node, about func(string) string) error {
+	var all []error
+	for p, w := range want {
+		g, ok := got[p]
+		if !ok {
+			all = append(all, fmt.Errorf("%q is missing\n%s", p, about(p)))
+			continue
+		}
+		// BuildKit before 0.9 gives directories the time of the build.
+		if w.Mode.IsDir() && g.Mode.IsDir() && w.Time.After(d.started) && g.Time.After(d.started) {
+			w.Time = g.Time
+		}
+		if w != g {
+			if w.Content != g.Content {
+				all = append(all, fmt.Errorf("%q has other content", p))
+			}
+			w.Content, g.Content = "", ""
+			all = append(all, fmt.Errorf("%q\nwant %+v\n got %+v", p, w, g))
+		}
+	}
+	for p := range got {
+		if _, ok := want[p]; !ok {
+			all = append(all, fmt.Errorf("%q should not be there\n%s", p, about(p)))
+		}
+	}
+	return errors.Join(all...)
+}
+
+func lines(l []string) string { return "ignore file:\n\t" + strings.Join(l, "\n\t") }
