@@ -35,3 +35,15 @@ func unmountBelow(dir string) error {
 	}
 	return errors.Join(errs...)
 }
+
+// lockFile waits until nobody else has the file locked.
+func lockFile(path string) (unlock func() error, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f.Close, nil
+}

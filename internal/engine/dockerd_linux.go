@@ -7,12 +7,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"time"
 )
-
-// stopTimeout is how long a daemon may take to end before it is killed.
-const stopTimeout = 15 * time.Second
 
 // startDockerd starts a dockerd that is ours alone.
 func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
@@ -27,24 +26,11 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var proc *daemon
-	stop := func(ctx context.Context) error {
-		if proc != nil {
-			term, cancel := context.WithTimeout(ctx, stopTimeout)
-			defer cancel()
-			if err := proc.stop(term); err != nil {
-				return err
-			}
-		}
-		// Cleaning up is not cancelled with what it cleans up after.
-		return h.remove(context.WithoutCancel(ctx))
-	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, stop(context.WithoutCancel(ctx)))
+			err = errors.Join(err, h.close(context.WithoutCancel(ctx)))
 		}
 	}()
-
 	if err := tryOverlay(h.Data); err != nil {
 		return nil, fmt.Errorf("the data of dockerd would be in %s, where only its storage driver \"vfs\" works, which copies an image for every step "+
 			"and is refused: %w; let the agent's work directory be on ext4 or xfs", h.Data, err)
@@ -73,18 +59,25 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	for _, r := range cfg.Insecure {
 		argv = append(argv, "--insecure-registry", r)
 	}
-	proc, err = startDaemon("dockerd", filepath.Join(h.run, "dockerd.log"), argv, daemonEnv(h.ID), h.Data)
+	env := daemonEnv(h.ID)
+	if major, err := dockerdMajor(ctx, program); err != nil {
+		return nil, err
+	} else if major >= losslessSince {
+		// Its BuildKit can keep all output; larger numbers are ignored.
+		env = append(env, "BUILDKIT_STEP_LOG_MAX_SIZE=2147483647", "BUILDKIT_STEP_LOG_MAX_SPEED=2147483647")
+	}
+	h.daemon, err = startDaemon("dockerd", filepath.Join(h.run, "dockerd.log"), argv, env, h.Data)
 	if err != nil {
 		return nil, err
 	}
-	if err := proc.ready(ctx, func(ctx context.Context) error { return ping(ctx, socket) }); err != nil {
+	if err := h.daemon.ready(ctx, func(ctx context.Context) error { return ping(ctx, socket) }); err != nil {
 		return nil, err
 	}
 	d, err := dialDocker(ctx, cfg, "unix://"+socket)
 	if err != nil {
 		return nil, err
 	}
-	d.stop = stop
+	d.stop = h.close
 	return d, nil
 }
 
@@ -109,4 +102,20 @@ func ping(ctx context.Context, socket string) error {
 		return fmt.Errorf("ping: %s", resp.Status)
 	}
 	return nil
+}
+
+// versionWords finds the release in what "dockerd --version" prints.
+var versionWords = regexp.MustCompile(`version (\d+)\.`)
+
+// dockerdMajor returns the major release of a dockerd.
+func dockerdMajor(ctx context.Context, program string) (int, error) {
+	out, err := exec.CommandContext(ctx, program, "--version").Output()
+	if err != nil {
+		return 0, fmt.Errorf("%s --version: %w", program, err)
+	}
+	m := versionWords.FindSubmatch(out)
+	if m == nil {
+		return 0, fmt.Errorf("%s --version prints %q, which tells no version", program, out)
+	}
+	return number(string(m[1])), nil
 }

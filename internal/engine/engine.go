@@ -32,7 +32,8 @@ type Config struct {
 	// Host is set, else what is installed.
 	Kind string
 	// Host is the address of a given daemon as DOCKER_HOST spells it:
-	// unix:///path or tcp://host:port. Kind "docker" requires it.
+	// unix:///path or tcp://host:port. Kind "docker" requires it; kind
+	// "buildkitd" uses the BuildKit daemon there instead of one of our own.
 	Host string
 	// Sandbox is a directory for the data of an engine of our own. It may be
 	// far longer than a socket's path can be. "" means a temporary directory.
@@ -99,6 +100,12 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		b, err = openDocker(ctx, cfg)
 	case KindDockerd:
 		b, err = startDockerd(ctx, cfg)
+	case KindBuildkitd:
+		if cfg.Host != "" {
+			b, err = openBuildKit(ctx, cfg)
+		} else {
+			b, err = startBuildkitd(ctx, cfg)
+		}
 	}
 	if err != nil {
 		return nil, launchError(ctx, kind, err)
@@ -114,7 +121,10 @@ func choose(cfg Config) (kind, why string, err error) {
 		if cfg.Host != "" {
 			return KindDocker, "a daemon is given", nil
 		}
-		return KindDockerd, "no daemon is given", nil
+		if canBuildkitd() {
+			return KindBuildkitd, "buildkitd and an OCI runtime are installed", nil
+		}
+		return KindDockerd, "no daemon is given and there is no buildkitd", nil
 	case KindDocker:
 		if cfg.Host == "" {
 			return "", "", errors.New(`engine "docker" needs the address of a daemon`)
@@ -125,8 +135,10 @@ func choose(cfg Config) (kind, why string, err error) {
 			return "", "", fmt.Errorf("engine %q starts a daemon of its own and cannot use the one at %s", cfg.Kind, cfg.Host)
 		}
 		return cfg.Kind, "asked for", nil
+	case KindBuildkitd:
+		return cfg.Kind, "asked for", nil
 	}
-	return "", "", fmt.Errorf("unknown engine %q: it must be auto, docker or dockerd", cfg.Kind)
+	return "", "", fmt.Errorf("unknown engine %q: it must be auto, docker, dockerd or buildkitd", cfg.Kind)
 }
 
 // Name says what builds, such as "dockerd 20.10.24 (buildkit)".

@@ -19,84 +19,92 @@ import (
 	"github.com/org/portainer/internal/engine"
 )
 
-// builders are Dockerfile prefixes that make a 20.10 daemon use one builder.
-var builders = []struct{ name, prefix, mount string }{
-	{"classic", "", ""},
-	{"buildkit", "", "--mount=type=cache,target=/cache "},
+// ways are all the ways of building: the engines, and each builder of a Docker
+// daemon before 23. mount, put behind RUN, makes such a daemon use its BuildKit.
+var ways = []struct{ name, kind, mount, by string }{
+	{"given docker classic", engine.KindDocker, "", "(classic)"},
+	{"given docker buildkit", engine.KindDocker, "--mount=type=cache,target=/cache ", "(buildkit)"},
+	{"own dockerd classic", engine.KindDockerd, "", "(classic)"},
+	{"own dockerd buildkit", engine.KindDockerd, "--mount=type=cache,target=/cache ", "(buildkit)"},
+	{"own buildkitd", engine.KindBuildkitd, "", "buildkitd v0."},
+}
+
+// config returns a Config for an engine of that kind.
+func (r *rig) config(t *testing.T, kind string, logs portainer.LogSink) engine.Config {
+	t.Helper()
+	if kind == engine.KindDocker {
+		return r.given(logs)
+	}
+	return r.own(t, kind, logs)
 }
 
 func TestBuild(t *testing.T) {
 	r := theRig(t)
-	for _, b := range builders {
-		for _, own := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s own=%t", b.name, own), func(t *testing.T) {
-				t.Parallel()
-				log := &recorder{}
-				cfg := r.given(log)
-				if own {
-					cfg = r.own(t, engine.KindDockerd, log)
-				}
-				cfg.Bundler = files{"src/a.txt": "one", "b.txt": "two", ".dockerignore": "*.log\n"}
-				req := r.request(t, "FROM BUSYBOX AS base\n# a comment\nRUN "+b.mount+"echo hello >/made &&\\\n    echo out; echo err >&2\n"+
-					"FROM base\nARG V=none\nWORKDIR /w\nCOPY . /w/\nRUN echo $V > /v\nENTRYPOINT [\"/bin/sh\"]\n")
-				req.Tags = []string{"v1", "v2"}
-				req.Args = map[string]string{"V": "1.2"}
-				req.Labels = map[string]string{"who": "me"}
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
+			log := &recorder{}
+			cfg := r.config(t, w.kind, log)
+			cfg.Bundler = files{"src/a.txt": "one", "b.txt": "two", ".dockerignore": "*.log\n"}
+			req := r.request(t, "FROM BUSYBOX AS base\n# a comment\nRUN "+w.mount+"echo hello >/made &&\\\n    echo out; echo err >&2\n"+
+				"FROM base\nARG V=none\nWORKDIR /w\nCOPY . /w/\nRUN echo $V > /v\nENTRYPOINT [\"/bin/sh\"]\n")
+			req.Tags = []string{"v1", "v2"}
+			req.Args = map[string]string{"V": "1.2"}
+			req.Labels = map[string]string{"who": "me"}
 
-				e := open(t, cfg)
-				res, err := e.Build(testContext(t), req)
+			e := open(t, cfg)
+			res, err := e.Build(testContext(t), req)
+			require.NoError(t, err)
+			require.NoError(t, e.Close(testContext(t)))
+
+			require.Contains(t, res.Engine, w.by)
+			require.Equal(t, portainer.BuildID("b1"), res.ID)
+			image := req.Registry + "/" + req.Repository
+			require.Equal(t, image, res.Image)
+			require.Equal(t, []string{image + ":v1@" + res.Digest, image + ":v2@" + res.Digest}, res.Refs)
+			for _, tag := range req.Tags {
+				digest, err := pull(t, image+":"+tag).Digest()
 				require.NoError(t, err)
-				require.NoError(t, e.Close(testContext(t)))
+				require.Equal(t, res.Digest, digest.String())
+			}
+			config, err := pull(t, res.Refs[0]).ConfigFile()
+			require.NoError(t, err)
+			require.Equal(t, "me", config.Config.Labels["who"])
+			require.Equal(t, []string{"/bin/sh"}, config.Config.Entrypoint)
+			require.Equal(t, "/w", config.Config.WorkingDir)
 
-				require.Contains(t, res.Engine, "("+b.name+")")
-				require.Equal(t, portainer.BuildID("b1"), res.ID)
-				image := req.Registry + "/" + req.Repository
-				require.Equal(t, image, res.Image)
-				require.Equal(t, []string{image + ":v1@" + res.Digest, image + ":v2@" + res.Digest}, res.Refs)
-				for _, tag := range req.Tags {
-					digest, err := pull(t, image+":"+tag).Digest()
-					require.NoError(t, err)
-					require.Equal(t, res.Digest, digest.String())
-				}
-				config, err := pull(t, res.Refs[0]).ConfigFile()
-				require.NoError(t, err)
-				require.Equal(t, "me", config.Config.Labels["who"])
-				require.Equal(t, []string{"/bin/sh"}, config.Config.Entrypoint)
-				require.Equal(t, "/w", config.Config.WorkingDir)
+			fs := fileSystem(t, pull(t, res.Refs[0]))
+			require.Equal(t, "hello\n", fs["made"])
+			require.Equal(t, "1.2\n", fs["v"])
+			require.Equal(t, "one", fs["w/src/a.txt"])
+			require.Equal(t, "two", fs["w/b.txt"])
+			for name := range fs {
+				require.NotContains(t, name, "Dockerfile")
+			}
 
-				fs := fileSystem(t, pull(t, res.Refs[0]))
-				require.Equal(t, "hello\n", fs["made"])
-				require.Equal(t, "1.2\n", fs["v"])
-				require.Equal(t, "one", fs["w/src/a.txt"])
-				require.Equal(t, "two", fs["w/b.txt"])
-				for name := range fs {
-					require.NotContains(t, name, "Dockerfile")
+			run := log.done(t, "echo hello")
+			require.Equal(t, 3, run.Line)
+			require.Empty(t, run.Error)
+			require.ElementsMatch(t, []string{"out", "err"}, log.lines("echo hello"))
+			for _, ev := range log.all() {
+				if ev.Kind == portainer.EventLog && ev.Step.ID == run.ID {
+					require.Equal(t, ev.Text == "err", ev.Stderr, ev.Text)
 				}
-
-				run := log.done(t, "echo hello")
-				require.Equal(t, 3, run.Line)
-				require.Empty(t, run.Error)
-				require.ElementsMatch(t, []string{"out", "err"}, log.lines("echo hello"))
-				for _, ev := range log.all() {
-					if ev.Kind == portainer.EventLog && ev.Step.ID == run.ID {
-						require.Equal(t, ev.Text == "err", ev.Stderr, ev.Text)
-					}
-				}
-				require.Equal(t, 8, log.done(t, "COPY . /w/").Line)
-				require.Equal(t, 9, log.done(t, "> /v").Line)
-				log.done(t, "pushing "+image+":v2")
-			})
-		}
+			}
+			require.Equal(t, 8, log.done(t, "COPY . /w/").Line)
+			require.Equal(t, 9, log.done(t, "> /v").Line)
+			require.NotEmpty(t, log.lines("push"))
+		})
 	}
 }
 
 func TestBuildWithoutContext(t *testing.T) {
 	r := theRig(t)
-	for _, b := range builders {
-		t.Run(b.name, func(t *testing.T) {
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
 			t.Parallel()
-			e := open(t, r.given(nil))
-			res, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"echo x >/x\n"))
+			e := open(t, r.config(t, w.kind, nil))
+			res, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"echo x >/x\n"))
 			require.NoError(t, err)
 			require.Equal(t, "x\n", fileSystem(t, pull(t, res.Refs[0]))["x"])
 		})
@@ -105,12 +113,12 @@ func TestBuildWithoutContext(t *testing.T) {
 
 func TestStepFails(t *testing.T) {
 	r := theRig(t)
-	for _, b := range builders {
-		t.Run(b.name, func(t *testing.T) {
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
 			t.Parallel()
 			log := &recorder{}
-			e := open(t, r.given(log))
-			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"true\nENV A=b\n\nRUN echo unauthorized no space; \\\n  exit 7\n"))
+			e := open(t, r.config(t, w.kind, log))
+			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"true\nENV A=b\n\nRUN echo unauthorized no space; \\\n  exit 7\n"))
 			var be *portainer.BuildError
 			require.ErrorAs(t, err, &be)
 			require.Equal(t, portainer.ClassUser, be.Class)
@@ -145,14 +153,14 @@ func TestFailureClasses(t *testing.T) {
 		{"bad network", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Network = "moon" }, portainer.ClassInvalid, portainer.PhaseBuild, 0, "moon"},
 		{"no target", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Target = "nope" }, portainer.ClassUser, portainer.PhaseBuild, 0, "nope"},
 	}
-	for _, b := range builders {
+	for _, w := range ways {
 		for _, tt := range tests {
-			t.Run(b.name+" "+tt.name, func(t *testing.T) {
+			t.Run(w.name+" "+tt.name, func(t *testing.T) {
 				t.Parallel()
-				cfg := r.given(nil)
+				cfg := r.config(t, w.kind, nil)
 				cfg.Bundler = files{"a": "a"}
 				e := open(t, cfg)
-				req := r.request(t, strings.NewReplacer("MOUNT", b.mount, "REGISTRY", r.registry.Addr).Replace(tt.source))
+				req := r.request(t, strings.NewReplacer("MOUNT", w.mount, "REGISTRY", r.registry.Addr).Replace(tt.source))
 				req.Repository = "classes"
 				if tt.edit != nil {
 					tt.edit(&req)
@@ -203,8 +211,8 @@ func TestClippedLogIsReported(t *testing.T) {
 
 func TestCancelledBuildLeavesNothing(t *testing.T) {
 	r := theRig(t)
-	for _, b := range builders {
-		t.Run(b.name, func(t *testing.T) {
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(testContext(t))
 			defer cancel()
 			log := &recorder{hook: func(ev portainer.Event) {
@@ -212,9 +220,9 @@ func TestCancelledBuildLeavesNothing(t *testing.T) {
 					cancel()
 				}
 			}}
-			e := open(t, r.given(log))
+			e := open(t, r.config(t, w.kind, log))
 			mark := fmt.Sprintf("98%d7", time.Now().UnixNano()%1e6)
-			_, err := e.Build(ctx, r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"echo sleeping; exec sleep "+mark+"\n"))
+			_, err := e.Build(ctx, r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"echo sleeping; exec sleep "+mark+"\n"))
 			require.ErrorIs(t, err, context.Canceled)
 			var be *portainer.BuildError
 			require.ErrorAs(t, err, &be)
@@ -289,9 +297,9 @@ func TestGivenDaemonKeepsItsImages(t *testing.T) {
 
 func TestBundlerFails(t *testing.T) {
 	r := theRig(t)
-	for _, b := range builders {
-		t.Run(b.name, func(t *testing.T) {
-			cfg := r.given(nil)
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
+			cfg := r.config(t, w.kind, nil)
 			broken := errors.New("agent has lost its disk")
 			cfg.Bundler = portainer.BundlerFunc(func(_ context.Context, _ portainer.Request, w io.Writer) error {
 				if _, err := w.Write(make([]byte, 100)); err != nil {
@@ -300,7 +308,7 @@ func TestBundlerFails(t *testing.T) {
 				return broken
 			})
 			e := open(t, cfg)
-			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+b.mount+"true\nCOPY . /x\n"))
+			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"true\nCOPY . /x\n"))
 			require.ErrorIs(t, err, broken)
 			require.ErrorIs(t, err, portainer.ErrStaging)
 		})

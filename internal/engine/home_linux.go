@@ -37,9 +37,26 @@ type home struct {
 	Data   string `json:"data"`   // directory of the daemon's data
 	Cgroup string `json:"cgroup"` // parent of its containers' cgroups, from the root of every hierarchy
 
-	run  string   // short directory: sockets, pid files, state
-	lock *os.File // stateFile, locked
-	log  *slog.Logger
+	run    string   // short directory: sockets, pid files, state
+	lock   *os.File // stateFile, locked
+	daemon *daemon  // nil before it is started
+	log    *slog.Logger
+}
+
+// stopTimeout is how long a daemon may take to end by itself.
+const stopTimeout = 5 * time.Second
+
+// close stops the daemon and removes the home.
+func (h *home) close(ctx context.Context) error {
+	if h.daemon != nil {
+		term, cancel := context.WithTimeout(ctx, stopTimeout)
+		defer cancel()
+		if err := h.daemon.stop(term); err != nil {
+			return err
+		}
+	}
+	// Cleaning up is not cancelled with what it cleans up after.
+	return h.remove(context.WithoutCancel(ctx))
 }
 
 // newHome makes the directories of a new engine.

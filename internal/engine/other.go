@@ -13,6 +13,10 @@ var errLinux = errors.New("engines of our own run on Linux only: give the addres
 
 func startDockerd(context.Context, Config) (*docker, error) { return nil, errLinux }
 
+func startBuildkitd(context.Context, Config) (*buildKit, error) { return nil, errLinux }
+
+func canBuildkitd() bool { return false }
+
 // Sweep removes what engines left whose process was killed. There are none on
 // this system.
 func Sweep(context.Context, string, *slog.Logger) error { return nil }

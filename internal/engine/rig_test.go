@@ -57,6 +57,13 @@ func theRig(t *testing.T) *rig {
 }
 
 func (r *rig) start(ctx context.Context) (err error) {
+	tools, err := dockertest.Tools(ctx)
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv("PATH", tools+":"+os.Getenv("PATH")); err != nil {
+		return err
+	}
 	if r.dir, err = os.MkdirTemp("", "engine-test-"); err != nil {
 		return err
 	}
@@ -109,7 +116,7 @@ func (r *rig) own(t *testing.T, kind string, logs portainer.LogSink) engine.Conf
 // ownKinds are the kinds of engines that can be our own here.
 func ownKinds(t *testing.T) []string {
 	t.Helper()
-	return []string{engine.KindDockerd}
+	return []string{engine.KindDockerd, engine.KindBuildkitd}
 }
 
 // open opens an engine that is closed when the test ends.

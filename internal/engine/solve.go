@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -180,6 +181,9 @@ func (p *progress) end(failed string) {
 // error makes the error of the build from that of Solve.
 func (p *progress) error(err error) error {
 	msg, text, line := err.Error(), "", 0
+	if pushWords.MatchString(msg) {
+		return pushError(p.j.req.Registry, p.j.image, err)
+	}
 	if p.failed != nil {
 		line = p.j.script.lineOf(p.failed.Name)
 		text = p.failed.Name
@@ -201,6 +205,10 @@ func (p *progress) error(err error) error {
 	}
 	return p.j.stepError(msg, err, text, line)
 }
+
+// pushWords is how BuildKit says that it has built the image and cannot push it
+// (buildkit exporter/containerimage/export.go).
+var pushWords = regexp.MustCompile(`^(?:failed to solve: )?failed to push `)
 
 // A oneFile is a file system with one file in it, or with none when it has no
 // name.

@@ -1,0 +1,92 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	bk "github.com/moby/buildkit/client"
+
+	"github.com/org/portainer"
+)
+
+// A buildKit is a BuildKit daemon, given or of our own. It pushes by itself.
+type buildKit struct {
+	cfg     Config
+	addr    string
+	c       *bk.Client
+	version string
+	stop    func(ctx context.Context) error // nil if the daemon is not ours
+}
+
+// openBuildKit opens the daemon at cfg.Host.
+func openBuildKit(ctx context.Context, cfg Config) (*buildKit, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("no answer within %s", callTimeout))
+	defer cancel()
+	b, err := dialBuildKit(ctx, cfg, cfg.Host)
+	if err != nil {
+		return nil, withCause(ctx, err)
+	}
+	return b, nil
+}
+
+// dialBuildKit connects to the daemon at addr. An error says that the daemon is
+// not there, or not ready yet.
+func dialBuildKit(ctx context.Context, cfg Config, addr string) (*buildKit, error) {
+	c, err := bk.New(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("buildkit daemon at %s: %w", addr, err)
+	}
+	b := &buildKit{cfg: cfg, addr: addr, c: c, version: "(unknown version)"}
+	if _, err := c.ListWorkers(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("buildkit daemon at %s: %w", addr, err), c.Close())
+	}
+	// Old ones cannot tell their version.
+	if info, err := c.Info(ctx); err == nil {
+		b.version = info.BuildkitVersion.Version
+	}
+	return b, nil
+}
+
+func (b *buildKit) name() string { return "buildkitd " + b.version }
+
+// build implements backend.
+func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
+	export := bk.ExportEntry{Type: bk.ExporterImage, Attrs: map[string]string{
+		"name":   strings.Join(j.refs, ","),
+		"push":   "true",
+		"unpack": "false",
+		"store":  "false",
+	}}
+	if b.stop == nil {
+		// A daemon of our own has it in its configuration, for bases too.
+		for _, r := range j.cfg.Insecure {
+			if r == j.req.Registry {
+				export.Attrs["registry.insecure"] = "true"
+			}
+		}
+	}
+	resp, err := j.solve(ctx, b.c, j.req.Network, []bk.ExportEntry{export})
+	if err != nil {
+		return "", "", err
+	}
+	digest = resp["containerimage.digest"]
+	if digest == "" {
+		return "", "", failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("the buildkit daemon at %s did not say what it has pushed", b.addr))
+	}
+	done := j.report.begin("pushed "+j.image, 0, time.Time{})
+	done.write([]byte(digest+"\n"), false, time.Time{})
+	done.done("", time.Time{})
+	return digest, b.name(), nil
+}
+
+// close implements backend.
+func (b *buildKit) close(ctx context.Context) error {
+	errs := []error{b.c.Close()}
+	if b.stop != nil {
+		errs = append(errs, b.stop(ctx))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,125 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// ociRuntimes are the OCI runtimes that buildkitd can run steps with, best first.
+var ociRuntimes = []string{"buildkit-runc", "runc", "crun"}
+
+// findBuildkitd returns the programs that a buildkitd of our own needs.
+func findBuildkitd() (buildkitd, runtime string, err error) {
+	buildkitd, ok := find("buildkitd")
+	if !ok {
+		return "", "", errors.New("no buildkitd is installed on this machine: use an executor with one in its archive (make executor BUNDLE=1), or install BuildKit")
+	}
+	for _, name := range ociRuntimes {
+		if runtime, ok := find(name); ok {
+			return buildkitd, runtime, nil
+		}
+	}
+	return "", "", fmt.Errorf("%s needs an OCI runtime and none of %s is installed on this machine: use an executor with one in its archive "+
+		"(make executor BUNDLE=1), or install runc", buildkitd, strings.Join(ociRuntimes, ", "))
+}
+
+// canBuildkitd reports whether a buildkitd of our own could be started.
+func canBuildkitd() bool {
+	_, _, err := findBuildkitd()
+	return err == nil && os.Geteuid() == 0
+}
+
+// startBuildkitd starts a buildkitd that is ours alone.
+func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
+	program, runtime, err := findBuildkitd()
+	if err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
+	}
+	h, err := newHome(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := tryOverlay(h.Data); err != nil {
+		return nil, fmt.Errorf("the data of buildkitd would be in %s, where only its snapshotter \"native\" works, which copies an image for every step "+
+			"and is refused: %w; let the agent's work directory be on ext4 or xfs", h.Data, err)
+	}
+	// runc keeps the state of containers in /run unless it is told otherwise,
+	// and buildkitd does not tell it.
+	wrapper := filepath.Join(h.run, "oci-runtime")
+	script := fmt.Sprintf("#!/bin/sh\nexec %s --root %s \"$@\"\n", shellQuote(runtime), shellQuote(filepath.Join(h.run, "runc")))
+	if err := os.WriteFile(wrapper, []byte(script), 0o700); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(h.run, "buildkitd.toml")
+	if err := os.WriteFile(config, []byte(buildkitdConfig(cfg, h, wrapper)), 0o600); err != nil {
+		return nil, err
+	}
+	addr := "unix://" + filepath.Join(h.run, "buildkitd.sock")
+	// By its age a daemon that is told to keep all output of a step may drop it
+	// all; this one does as it is told, and its version is ours to choose.
+	env := daemonEnv(h.ID, "BUILDKIT_STEP_LOG_MAX_SIZE=-1", "BUILDKIT_STEP_LOG_MAX_SPEED=-1")
+	h.daemon, err = startDaemon("buildkitd", filepath.Join(h.run, "buildkitd.log"), []string{program, "--config", config, "--addr", addr}, env, h.Data)
+	if err != nil {
+		return nil, err
+	}
+	var b *buildKit
+	err = h.daemon.ready(ctx, func(ctx context.Context) error {
+		// The client would wait for ever longer between its attempts.
+		if _, err := os.Stat(strings.TrimPrefix(addr, "unix://")); err != nil {
+			return err
+		}
+		var err error
+		b, err = dialBuildKit(ctx, cfg, addr)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.stop = h.close
+	return b, nil
+}
+
+// buildkitdConfig is the configuration of a buildkitd of our own.
+func buildkitdConfig(cfg Config, h *home, runtime string) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("root = %q", h.Data)
+	line(`insecure-entitlements = ["network.host"]`)
+	line("[history]\n  maxEntries = 0")
+	line("[cdi]\n  disabled = true")
+	line("[worker.containerd]\n  enabled = false")
+	line("[worker.oci]\n  enabled = true")
+	line(`  snapshotter = "overlayfs"`)
+	line("  binary = %q", runtime)
+	line(`  networkMode = "host"`)
+	line("  defaultCgroupParent = %q", h.Cgroup)
+	if cfg.CPUs > 0 {
+		line("  max-parallelism = %d", max(1, int(math.Ceil(cfg.CPUs))))
+	}
+	if cfg.DiskMB > 0 {
+		line("  gc = true")
+		line(`  maxUsedSpace = "%dMB"`, int64(cfg.DiskMB*0.9))
+		line(`  reservedSpace = "0MB"`)
+	}
+	for _, r := range cfg.Insecure {
+		line("[registry.%s]\n  http = true\n  insecure = true", strconv.Quote(r))
+	}
+	return b.String()
+}
+
+// shellQuote makes one word of s for sh.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

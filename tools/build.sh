@@ -1,0 +1,52 @@
+#!/bin/sh
+# Builds what an agent needs to build images with nothing installed on it: a
+# static buildkitd and runc, from the modules in go.mod next to this file.
+#
+#	tools/build.sh [DIR [PROGRAM…]]
+#
+# DIR is .tools/bin at the top of the repository and PROGRAM both, unless said.
+# GOOS and GOARCH choose the platform as for go build. runc is part C: it needs a
+# C compiler (CC) and libseccomp's header and static library for that platform.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+dir=${1:-$here/../.tools/bin}
+[ $# -eq 0 ] || shift
+[ $# -gt 0 ] || set -- buildkitd runc
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
+cd "$here"
+# A -mod or -overlay meant for the main module has no place here.
+unset GOFLAGS || true
+export GOOS="${GOOS:-linux}" GOWORK=off
+
+version() { go list -m -f '{{.Version}}' "$1"; }
+
+for program; do
+	# Into a new file first: somebody may be running the old one.
+	new=$dir/$program.new.$$
+	case $program in
+	buildkitd)
+		v=$(version github.com/moby/buildkit)
+		CGO_ENABLED=0 go build -trimpath -o "$new" \
+			-ldflags "-s -w -X github.com/moby/buildkit/version.Version=$v" \
+			github.com/moby/buildkit/cmd/buildkitd
+		;;
+	runc)
+		# buildkitd gives every step a seccomp profile, and a runc that cannot
+		# apply it refuses the step.
+		if ! echo '#include <seccomp.h>' | ${CC:-cc} -E - >/dev/null 2>&1; then
+			echo "tools/build.sh: runc needs libseccomp to build: install libseccomp-dev (Debian) and a C compiler" >&2
+			exit 1
+		fi
+		v=$(version github.com/opencontainers/runc)
+		CGO_ENABLED=1 go build -trimpath -o "$new" -tags 'seccomp netgo osusergo urfave_cli_no_docs' \
+			-ldflags "-s -w -linkmode external -extldflags -static -X main.version=${v#v}" \
+			github.com/opencontainers/runc
+		;;
+	*)
+		echo "tools/build.sh: unknown program $program: it must be buildkitd or runc" >&2
+		exit 2
+		;;
+	esac
+	mv "$new" "$dir/$program"
+done
