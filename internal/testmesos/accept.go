@@ -1,0 +1,599 @@
+package testmesos
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	mesos "github.com/mesos/mesos-go/api/v1/lib"
+	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
+)
+
+// accept handles ACCEPT: offers are checked, operations applied in order, and
+// the rest is declined with the call's filters (mesos src/master/master.cpp,
+// Master::accept and Master::_accept). Of the operations only LAUNCH and
+// LAUNCH_GROUP are carried out; others are dropped with a line in the log.
+func (m *master) accept(f *framework, call *scheduler.Call_Accept) {
+	offers, err := m.acceptedOffers(f, call.OfferIDs)
+	if err != nil {
+		for _, id := range call.OfferIDs {
+			if o := m.offers[id.Value]; o != nil {
+				m.removeOffer(o)
+			}
+		}
+		state := f.caps.or(mesos.TASK_DROPPED)
+		for i := range call.Operations {
+			for _, t := range operationTasks(&call.Operations[i]) {
+				m.sendStatus(f, masterStatus(t.TaskID.Value, t.AgentID.Value, state, mesos.REASON_INVALID_OFFERS,
+					"Task launched with invalid offers: "+err.Error()))
+			}
+		}
+		return
+	}
+
+	a, role := offers[0].agent, offers[0].role
+	var left resources
+	for _, o := range offers {
+		left = left.plus(o.resources)
+		m.removeOffer(o)
+	}
+	// removeOffer made the resources available; they stay in hand until the end.
+	m.use(f, a, left)
+
+	for i := range call.Operations {
+		op := clone(&call.Operations[i])
+		left = m.applyOperation(f, a, role, op, left)
+	}
+	m.recover(f, a, left)
+	m.refuse(f, role, a, left, call.Filters)
+}
+
+// acceptedOffers returns the offers that an ACCEPT names.
+func (m *master) acceptedOffers(f *framework, ids []mesos.OfferID) ([]*offer, error) {
+	if len(ids) == 0 {
+		return nil, errors.New("No offers specified")
+	}
+	var offers []*offer
+	seen := map[string]bool{}
+	for _, id := range ids {
+		if seen[id.Value] {
+			return nil, fmt.Errorf("Duplicate offer %s in offer list", id.Value)
+		}
+		seen[id.Value] = true
+	}
+	for _, id := range ids {
+		o := m.offers[id.Value]
+		if o == nil {
+			return nil, fmt.Errorf("Offer %s is no longer valid", id.Value)
+		}
+		if o.framework != f {
+			return nil, fmt.Errorf("Offer %s has invalid framework %s while framework %s is expected", id.Value, o.framework.id, f.id)
+		}
+		offers = append(offers, o)
+	}
+	for _, o := range offers[1:] {
+		if o.role != offers[0].role {
+			return nil, fmt.Errorf("Aggregated offers must be allocated to the same role. Offer %s uses role %s but another is using role %s",
+				o.id, o.role, offers[0].role)
+		}
+	}
+	for _, o := range offers[1:] {
+		if o.agent != offers[0].agent {
+			return nil, fmt.Errorf("Aggregated offers must belong to one single agent. Offer %s uses agent %s and agent %s",
+				o.id, o.agent.id, offers[0].agent.id)
+		}
+	}
+	return offers, nil
+}
+
+// operationTasks returns the tasks that an operation would launch.
+func operationTasks(op *mesos.Offer_Operation) []mesos.TaskInfo {
+	switch {
+	case op.Type == mesos.Offer_Operation_LAUNCH && op.Launch != nil:
+		return op.Launch.TaskInfos
+	case op.Type == mesos.Offer_Operation_LAUNCH_GROUP && op.LaunchGroup != nil:
+		return op.LaunchGroup.TaskGroup.Tasks
+	}
+	return nil
+}
+
+// applyOperation applies one operation to the resources at hand and returns
+// what is left of them.
+func (m *master) applyOperation(f *framework, a *agentRecord, role string, op *mesos.Offer_Operation, left resources) resources {
+	tasks := operationTasks(op)
+	reason := mesos.REASON_TASK_INVALID
+	if op.Type == mesos.Offer_Operation_LAUNCH_GROUP {
+		reason = mesos.REASON_TASK_GROUP_INVALID
+	}
+	fail := func(text string) resources {
+		for _, t := range tasks {
+			m.sendStatus(f, masterStatus(t.TaskID.Value, t.AgentID.Value, mesos.TASK_ERROR, reason, text))
+		}
+		return left
+	}
+	if op.Type != mesos.Offer_Operation_LAUNCH && op.Type != mesos.Offer_Operation_LAUNCH_GROUP {
+		m.log.Warn("operation dropped, testmesos does not implement it", "operation", op.Type.String(), "framework", f.id)
+		return left
+	}
+	if err := upgradeOperation(op); err != nil {
+		return fail(err.Error())
+	}
+	if op.ID != nil {
+		return fail("The `id` field cannot be set on " + op.Type.String() + " operations")
+	}
+	allocateOperation(op, role)
+	if !a.connected || m.agents[a.id] != a {
+		for _, t := range tasks {
+			m.sendStatus(f, masterStatus(t.TaskID.Value, t.AgentID.Value, f.caps.or(mesos.TASK_DROPPED),
+				mesos.REASON_AGENT_DISCONNECTED, "Agent disconnected"))
+		}
+		return left
+	}
+	if op.Type == mesos.Offer_Operation_LAUNCH_GROUP {
+		return m.launchGroup(f, a, op.LaunchGroup, left, fail)
+	}
+	for i := range op.Launch.TaskInfos {
+		t := &op.Launch.TaskInfos[i]
+		if t.Executor != nil && t.Executor.FrameworkID == nil {
+			t.Executor.FrameworkID = &mesos.FrameworkID{Value: f.id}
+		}
+		if err := m.validateTask(f, a, t, left); err != nil {
+			m.sendStatus(f, masterStatus(t.TaskID.Value, t.AgentID.Value, mesos.TASK_ERROR, reason, err.Error()))
+			continue
+		}
+		left = m.launch(f, a, t, t.Executor, left)
+		m.deliver(f, a, []*mesos.TaskInfo{t}, t.Executor, false)
+	}
+	return left
+}
+
+// launchGroup handles LAUNCH_GROUP: all tasks or none.
+func (m *master) launchGroup(f *framework, a *agentRecord, group *mesos.Offer_Operation_LaunchGroup, left resources,
+	fail func(string) resources) resources {
+	for i := range group.TaskGroup.Tasks {
+		if t := &group.TaskGroup.Tasks[i]; t.Executor == nil {
+			t.Executor = clone(&group.Executor)
+		}
+	}
+	if err := m.validateGroup(f, a, group, left); err != nil {
+		return fail(err.Error())
+	}
+	var tasks []*mesos.TaskInfo
+	for i := range group.TaskGroup.Tasks {
+		t := &group.TaskGroup.Tasks[i]
+		left = m.launch(f, a, t, &group.Executor, left)
+		tasks = append(tasks, t)
+	}
+	m.deliver(f, a, tasks, &group.Executor, true)
+	return left
+}
+
+// launch books one task, and its executor if that is new.
+func (m *master) launch(f *framework, a *agentRecord, info *mesos.TaskInfo, ex *mesos.ExecutorInfo, left resources) resources {
+	t := &task{
+		info:      info,
+		framework: f,
+		agentID:   a.id,
+		resources: newResources(info.Resources),
+		state:     mesos.TASK_STAGING,
+	}
+	left, _ = left.minus(t.resources)
+	if ex != nil {
+		t.executorID = ex.ExecutorID.Value
+		if a.executors[f.id][t.executorID] == nil {
+			if a.executors[f.id] == nil {
+				a.executors[f.id] = map[string]*mesos.ExecutorInfo{}
+			}
+			a.executors[f.id][t.executorID] = ex
+			left, _ = left.minus(newResources(ex.Resources))
+		}
+	}
+	m.addTask(t)
+	return left
+}
+
+// deliver sends tasks to their agent.
+func (m *master) deliver(f *framework, a *agentRecord, tasks []*mesos.TaskInfo, ex *mesos.ExecutorInfo, group bool) {
+	fi := f.internalInfo()
+	msg := Message{Type: "RUN_TASK", Framework: f.id, Task: tasks[0].TaskID.Value}
+	if ex != nil {
+		msg.Executor = ex.ExecutorID.Value
+	}
+	if group {
+		msg.Type = "RUN_TASK_GROUP"
+	}
+	m.tell(a, msg, func(agent *Agent) { agent.onRunTasks(fi, ex, tasks, group) })
+}
+
+// upgradeOperation checks the resources of an operation and brings them into
+// internal form.
+func upgradeOperation(op *mesos.Offer_Operation) error {
+	return eachResources(op, upgradeResources)
+}
+
+// allocateOperation marks the resources of an operation as allocated to the
+// offer's role where the scheduler has not.
+func allocateOperation(op *mesos.Offer_Operation, role string) {
+	_ = eachResources(op, func(pbs []mesos.Resource) error {
+		for i := range pbs {
+			if pbs[i].AllocationInfo == nil {
+				pbs[i].AllocationInfo = &mesos.Resource_AllocationInfo{Role: ptr(role)}
+			}
+		}
+		return nil
+	})
+}
+
+func eachResources(op *mesos.Offer_Operation, f func([]mesos.Resource) error) error {
+	if op.LaunchGroup != nil {
+		if err := f(op.LaunchGroup.Executor.Resources); err != nil {
+			return err
+		}
+	}
+	for _, t := range operationTasks(op) {
+		if err := f(t.Resources); err != nil {
+			return err
+		}
+		if t.Executor != nil {
+			if err := f(t.Executor.Resources); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// validateTask checks a task of a LAUNCH against what is left of the offers.
+func (m *master) validateTask(f *framework, a *agentRecord, t *mesos.TaskInfo, left resources) error {
+	if err := m.validateTaskInfo(f, a, t); err != nil {
+		return err
+	}
+	if (t.Executor != nil) == (t.Command != nil) {
+		return errors.New("Task should have at least one (but not both) of CommandInfo or ExecutorInfo present")
+	}
+	need := newResources(t.Resources)
+	if ex := t.Executor; ex != nil {
+		if err := m.validateExecutor(f, a, ex); err != nil {
+			return err
+		}
+		if ex.Type != mesos.ExecutorInfo_UNKNOWN && ex.Type != mesos.ExecutorInfo_CUSTOM {
+			return errors.New("'ExecutorInfo.type' must be 'CUSTOM'")
+		}
+		if ex.Command == nil {
+			return errors.New("'ExecutorInfo.command' must be set")
+		}
+		own := newResources(ex.Resources)
+		if need.overlaps(own) {
+			return fmt.Errorf("There are overlapping resources in the task resources %s and executor resources %s", need, own)
+		}
+		if a.executors[f.id][ex.ExecutorID.Value] == nil {
+			need = need.plus(own)
+		}
+	}
+	if !left.contains(need) {
+		return fmt.Errorf("Total resources %s required by task and its executor is more than available %s", need, left)
+	}
+	return nil
+}
+
+// validateTaskInfo makes the checks that do not depend on the executor.
+func (m *master) validateTaskInfo(f *framework, a *agentRecord, t *mesos.TaskInfo) error {
+	id := t.TaskID.Value
+	if err := validateID(id); err != nil {
+		return err
+	}
+	if f.tasks[id] != nil {
+		return fmt.Errorf("Task has duplicate ID: %s", id)
+	}
+	if f.unreachable[id] != nil {
+		return fmt.Errorf("Task reuses the ID of an unreachable task: %s", id)
+	}
+	if t.AgentID.Value != a.id {
+		return fmt.Errorf("Task uses invalid agent %s while agent %s is expected", t.AgentID.Value, a.id)
+	}
+	if p := t.KillPolicy; p != nil && p.GracePeriod != nil && p.GracePeriod.Nanoseconds < 0 {
+		return errors.New("Task's 'kill_policy.grace_period' must be non-negative")
+	}
+	if d := t.MaxCompletionTime; d != nil && d.Nanoseconds < 0 {
+		return errors.New("Task's `max_completion_time` must be non-negative")
+	}
+	if len(t.Resources) == 0 {
+		return errors.New("Task uses no resources")
+	}
+	rs := newResources(t.Resources)
+	if err := validateOneRole(rs); err != nil {
+		return fmt.Errorf("Invalid task resources: %w", err)
+	}
+	if err := validateRevocable(rs); err != nil {
+		return fmt.Errorf("Task mixes revocable and non-revocable resources: %w", err)
+	}
+	if err := validateCommand(t.Command); err != nil {
+		return fmt.Errorf("Task's `CommandInfo` is invalid: %w", err)
+	}
+	return validateLimits(t, rs)
+}
+
+func validateOneRole(rs resources) error {
+	for i, r := range rs {
+		if i > 0 && r.meta.AllocationInfo.GetRole() != rs[0].meta.AllocationInfo.GetRole() {
+			return errors.New("The resources have multiple allocation roles" +
+				" ('" + r.meta.AllocationInfo.GetRole() + "' and '" + rs[0].meta.AllocationInfo.GetRole() + "') but only one allocation role is allowed")
+		}
+	}
+	return nil
+}
+
+func validateRevocable(rs resources) error {
+	for i, r := range rs {
+		for _, s := range rs[:i] {
+			if s.meta.Name == r.meta.Name && (s.meta.Revocable == nil) != (r.meta.Revocable == nil) {
+				return fmt.Errorf("Cannot use both revocable and non-revocable '%s' at the same time", r.meta.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func validateCommand(c *mesos.CommandInfo) error {
+	if c == nil || c.Environment == nil {
+		return nil
+	}
+	for _, v := range c.Environment.Variables {
+		switch v.GetType() {
+		case mesos.Environment_Variable_SECRET:
+			if v.Secret == nil {
+				return fmt.Errorf("Environment variable '%s' of type 'SECRET' must have a secret set", v.Name)
+			}
+			if v.Value != nil {
+				return fmt.Errorf("Environment variable '%s' of type 'SECRET' must not have a value set", v.Name)
+			}
+		case mesos.Environment_Variable_VALUE:
+			if v.Value == nil {
+				return fmt.Errorf("Environment variable '%s' of type 'VALUE' must have a value set", v.Name)
+			}
+			if v.Secret != nil {
+				return fmt.Errorf("Environment variable '%s' of type 'VALUE' must not have a secret set", v.Name)
+			}
+		default:
+			return errors.New("Environment variable of type 'UNKNOWN' is not allowed")
+		}
+	}
+	return nil
+}
+
+func validateLimits(t *mesos.TaskInfo, rs resources) error {
+	for name, limit := range t.Limits {
+		if name != "cpus" && name != "mem" {
+			return errors.New("Only cpus and mem may be included in a task's resource limits")
+		}
+		word, unit := "CPU", "cpu"
+		if name == "mem" {
+			word, unit = "memory", "memory"
+		}
+		if !rs.has(name) {
+			return fmt.Errorf("When a %s limit is specified, a %s request must also be specified", word, word)
+		}
+		if milli(min(limit.Value, 1e12)) < rs.scalar(name) {
+			return fmt.Errorf("The %s limit must be greater than or equal to the %s request", unit, unit)
+		}
+	}
+	return nil
+}
+
+// validateExecutor checks an ExecutorInfo.
+func (m *master) validateExecutor(f *framework, a *agentRecord, ex *mesos.ExecutorInfo) error {
+	switch ex.Type {
+	case mesos.ExecutorInfo_DEFAULT:
+		if ex.Command != nil {
+			return errors.New("'ExecutorInfo.command' must not be set for 'DEFAULT' executor")
+		}
+		if ex.Container != nil && ex.Container.GetType() != mesos.ContainerInfo_MESOS {
+			return errors.New("'ExecutorInfo.container.type' must be 'MESOS' for 'DEFAULT' executor")
+		}
+	case mesos.ExecutorInfo_CUSTOM:
+		if ex.Command == nil {
+			return errors.New("'ExecutorInfo.command' must be set for 'CUSTOM' executor")
+		}
+	}
+	if err := validateID(ex.ExecutorID.Value); err != nil {
+		return err
+	}
+	if p := ex.ShutdownGracePeriod; p != nil && p.Nanoseconds < 0 {
+		return errors.New("ExecutorInfo's 'shutdown_grace_period' must be non-negative")
+	}
+	if err := validateCommand(ex.Command); err != nil {
+		return fmt.Errorf("Executor's `CommandInfo` is invalid: %w", err)
+	}
+	if ex.FrameworkID == nil {
+		return errors.New("'ExecutorInfo.framework_id' must be set")
+	}
+	if ex.FrameworkID.Value != f.id {
+		return fmt.Errorf("ExecutorInfo has an invalid FrameworkID (Actual: %s vs Expected: %s)", ex.FrameworkID.Value, f.id)
+	}
+	rs := newResources(ex.Resources)
+	if err := validateOneRole(rs); err != nil {
+		return fmt.Errorf("Invalid executor resources: %w", err)
+	}
+	if err := validateRevocable(rs); err != nil {
+		return fmt.Errorf("Executor mixes revocable and non-revocable resources: %w", err)
+	}
+	if old := a.executors[f.id][ex.ExecutorID.Value]; old != nil && !sameExecutor(old, ex) {
+		const line = "------------------------------------------------------------\n"
+		return fmt.Errorf("ExecutorInfo is not compatible with existing ExecutorInfo with same ExecutorID.\n"+
+			line+"Existing ExecutorInfo:\n%s\n"+line+"ExecutorInfo:\n%s\n"+line, old, ex)
+	}
+	return nil
+}
+
+// sameExecutor compares two ExecutorInfos; the order of resources does not
+// count.
+func sameExecutor(a, b *mesos.ExecutorInfo) bool {
+	ra, rb := newResources(a.Resources), newResources(b.Resources)
+	ca, cb := clone(a), clone(b)
+	ca.Resources, cb.Resources = nil, nil
+	return ca.Equal(cb) && ra.contains(rb) && rb.contains(ra)
+}
+
+// validateGroup checks a LAUNCH_GROUP.
+func (m *master) validateGroup(f *framework, a *agentRecord, group *mesos.Offer_Operation_LaunchGroup, left resources) error {
+	ids := map[string]bool{}
+	need := newResources(group.Executor.Resources)
+	var claimed resources
+	for i := range group.TaskGroup.Tasks {
+		t := &group.TaskGroup.Tasks[i]
+		err := m.validateTaskInfo(f, a, t)
+		switch {
+		case err != nil:
+		case ids[t.TaskID.Value]:
+			err = fmt.Errorf("Task has duplicate ID: %s", t.TaskID.Value)
+		case t.Container != nil && t.Container.GetType() == mesos.ContainerInfo_DOCKER:
+			err = errors.New("Docker ContainerInfo is not supported on the task")
+		}
+		if err != nil {
+			return fmt.Errorf("Task '%s' is invalid: %w", t.TaskID.Value, err)
+		}
+		ids[t.TaskID.Value] = true
+	}
+	ex := &group.Executor
+	if err := m.validateExecutor(f, a, ex); err != nil {
+		return err
+	}
+	if ex.Type == mesos.ExecutorInfo_UNKNOWN {
+		return errors.New("'ExecutorInfo.type' must be set")
+	}
+	if ex.Container != nil && ex.Container.GetType() == mesos.ContainerInfo_DOCKER {
+		return errors.New("Docker ContainerInfo is not supported on the executor")
+	}
+	for _, t := range group.TaskGroup.Tasks {
+		if !sameExecutor(t.Executor, ex) {
+			return fmt.Errorf("The `ExecutorInfo` of task '%s' is different from executor '%s'", t.TaskID.Value, ex.ExecutorID.Value)
+		}
+	}
+	id := ex.ExecutorID.Value
+	if n := need.scalar("cpus"); n < minCPUs {
+		return fmt.Errorf("Executor '%s' uses less CPUs (%s) than the minimum required (0.01)", id, amount(need, "cpus", ""))
+	}
+	if n := need.scalar("mem"); n < minMem {
+		return fmt.Errorf("Executor '%s' uses less memory (%s) than the minimum required (32MB)", id, amount(need, "mem", "MB"))
+	}
+	if !need.has("disk") {
+		return fmt.Errorf("Executor '%s' uses no disk", id)
+	}
+	claimed = need
+	if a.executors[f.id][id] != nil {
+		need = nil
+	}
+	for _, t := range group.TaskGroup.Tasks {
+		rs := newResources(t.Resources)
+		if claimed.overlaps(rs) {
+			return fmt.Errorf("There are overlapping resources in the task group's task resources %s and/or executor resources %s",
+				rs, newResources(ex.Resources))
+		}
+		claimed = claimed.plus(rs)
+		need = need.plus(rs)
+	}
+	if !left.contains(need) {
+		return fmt.Errorf("Total resources %s required by task group and its executor are more than available %s", need, left)
+	}
+	return nil
+}
+
+// amount prints the sum of a scalar, or None.
+func amount(rs resources, name, unit string) string {
+	if !rs.has(name) {
+		return "None"
+	}
+	return formatMilli(rs.scalar(name)) + unit
+}
+
+// validateCall checks a scheduler call as it came; typed tells whether its
+// type was set (mesos src/master/validation.cpp, scheduler::call::validate).
+func validateCall(call *scheduler.Call, typed bool, principal string) error {
+	if !typed {
+		return errors.New("Expecting 'type' to be present")
+	}
+	present := func(name string, ok bool) error {
+		if !ok {
+			return fmt.Errorf("Expecting '%s' to be present", name)
+		}
+		return nil
+	}
+	if call.Type == scheduler.Call_SUBSCRIBE {
+		if call.Subscribe == nil {
+			return present("subscribe", false)
+		}
+		info := call.Subscribe.FrameworkInfo
+		if call.FrameworkID.GetValue() != info.GetID().GetValue() {
+			return errors.New("'framework_id' differs from 'subscribe.framework_info.id'")
+		}
+		return validatePrincipal(info, principal)
+	}
+	if call.FrameworkID == nil {
+		return present("framework_id", false)
+	}
+	switch call.Type {
+	case scheduler.Call_UPDATE_FRAMEWORK:
+		if call.UpdateFramework == nil {
+			return present("update_framework", false)
+		}
+		if call.FrameworkID.Value != call.UpdateFramework.FrameworkInfo.GetID().GetValue() {
+			return errors.New("'framework_id' differs from 'update_framework.framework_info.id'")
+		}
+		return validatePrincipal(&call.UpdateFramework.FrameworkInfo, principal)
+	case scheduler.Call_ACKNOWLEDGE:
+		if call.Acknowledge == nil {
+			return present("acknowledge", false)
+		}
+		if !validUUID(call.Acknowledge.UUID) {
+			return errors.New("Not a valid UUID")
+		}
+	case scheduler.Call_ACKNOWLEDGE_OPERATION_STATUS:
+		return present("acknowledge_operation_status", call.AcknowledgeOperationStatus != nil)
+	case scheduler.Call_ACCEPT:
+		return present("accept", call.Accept != nil)
+	case scheduler.Call_DECLINE:
+		return present("decline", call.Decline != nil)
+	case scheduler.Call_ACCEPT_INVERSE_OFFERS:
+		return present("accept_inverse_offers", call.AcceptInverseOffers != nil)
+	case scheduler.Call_DECLINE_INVERSE_OFFERS:
+		return present("decline_inverse_offers", call.DeclineInverseOffers != nil)
+	case scheduler.Call_KILL:
+		return present("kill", call.Kill != nil)
+	case scheduler.Call_SHUTDOWN:
+		return present("shutdown", call.Shutdown != nil)
+	case scheduler.Call_RECONCILE:
+		return present("reconcile", call.Reconcile != nil)
+	case scheduler.Call_RECONCILE_OPERATIONS:
+		return present("reconcile_operations", call.ReconcileOperations != nil)
+	case scheduler.Call_MESSAGE:
+		return present("message", call.Message != nil)
+	case scheduler.Call_REQUEST:
+		return present("request", call.Request != nil)
+	}
+	return nil
+}
+
+func validatePrincipal(info *mesos.FrameworkInfo, principal string) error {
+	if principal != "" && info.Principal != nil && *info.Principal != principal {
+		return fmt.Errorf("Authenticated principal '%s' does not match principal '%s' set in `FrameworkInfo`", principal, *info.Principal)
+	}
+	return nil
+}
+
+// nanos converts a DurationInfo; nil gives the default.
+func nanos(d *mesos.DurationInfo, otherwise time.Duration) time.Duration {
+	if d == nil {
+		return otherwise
+	}
+	return time.Duration(d.Nanoseconds)
+}
+
+// taskIDs joins the ids of tasks for a log line.
+func taskIDs(tasks []*mesos.TaskInfo) string {
+	ids := make([]string, len(tasks))
+	for i, t := range tasks {
+		ids[i] = t.TaskID.Value
+	}
+	return strings.Join(ids, " ")
+}

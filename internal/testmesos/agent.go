@@ -1,0 +1,777 @@
+package testmesos
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mesos "github.com/mesos/mesos-go/api/v1/lib"
+	"github.com/mesos/mesos-go/api/v1/lib/executor"
+)
+
+// An Agent is a Mesos agent of a Cluster. Its exported methods may be called
+// from any goroutine.
+type Agent struct {
+	*actor
+	c       *Cluster
+	index   int
+	cfg     AgentConfig
+	log     *slog.Logger
+	server  *server
+	workDir string
+	total   resources
+	attrs   []mesos.Attribute
+	files   files
+
+	// What follows belongs to the actor.
+	state      agentState
+	master     *master // the leader this agent talks to
+	registered bool
+	info       *mesos.AgentInfo
+	frameworks map[string]*agentFramework
+	updates    map[taskKey]*updateQueue
+	drain      *drain
+	recovery   *timer
+
+	partitioned atomic.Bool // no message passes between agent and master
+
+	idMu sync.Mutex
+	id   string
+}
+
+// agentState tells whether the agent's process is up.
+type agentState int
+
+const (
+	agentRunning    agentState = iota
+	agentDown                  // the process is not there: nothing is answered
+	agentRecovering            // executors may subscribe again, all else is refused
+)
+
+// An agentFramework is what an agent knows of a framework.
+type agentFramework struct {
+	id          string
+	info        *mesos.FrameworkInfo
+	caps        capabilities
+	terminating bool
+	executors   map[string]*agentExecutor
+}
+
+type executorState int
+
+const (
+	executorRegistering executorState = iota
+	executorRunning
+	executorTerminating
+	executorTerminated
+)
+
+// A sink takes the events for an executor: an HTTP stream, or a function for
+// executors that live in this process.
+type sink interface {
+	deliver(*executor.Event)
+	close()
+}
+
+// An agentExecutor is one run of an executor.
+type agentExecutor struct {
+	framework *agentFramework
+	id        string
+	info      *mesos.ExecutorInfo
+	container string
+	command   bool // generated for a task with only a CommandInfo
+	state     executorState
+	sink      sink
+	launched  map[string]*agentTask
+	queued    []*queuedTasks
+	ended     map[string]*agentTask // terminal, not acknowledged by the scheduler
+	spoke     bool                  // the executor has reported on a task
+	pending   *termination
+	proc      *container
+	dir       string
+	register  *timer
+	grace     *timer
+	beat      *timer
+}
+
+// queuedTasks wait for their executor; a group is launched as one.
+type queuedTasks struct {
+	tasks []*mesos.TaskInfo
+	group bool
+}
+
+// An agentTask is a task that its executor has got.
+type agentTask struct {
+	info   *mesos.TaskInfo
+	state  mesos.TaskState
+	status *mesos.TaskStatus
+}
+
+// A termination says why the agent ended a container.
+type termination struct {
+	state   mesos.TaskState
+	reason  mesos.TaskStatus_Reason
+	message string
+}
+
+type taskKey struct{ framework, task string }
+
+func newAgent(c *Cluster, index int, cfg AgentConfig) (*Agent, error) {
+	a := &Agent{
+		actor:      newActor(&c.workers),
+		c:          c,
+		index:      index,
+		cfg:        cfg,
+		workDir:    filepath.Join(c.workDir, fmt.Sprintf("agent-%d", index)),
+		frameworks: map[string]*agentFramework{},
+		updates:    map[taskKey]*updateQueue{},
+	}
+	var err error
+	if a.total, err = parseResources(cfg.Resources); err != nil {
+		return nil, fmt.Errorf("agent %d: %w", index, err)
+	}
+	if a.attrs, err = parseAttributes(cfg.Attributes); err != nil {
+		return nil, fmt.Errorf("agent %d: %w", index, err)
+	}
+	a.log = c.cfg.Logger.With("agent", index)
+	return a, nil
+}
+
+// ID returns the id that the master gave to the agent, "" before it registered.
+func (a *Agent) ID() string {
+	a.idMu.Lock()
+	defer a.idMu.Unlock()
+	return a.id
+}
+
+// URL returns the base URL of the agent's HTTP endpoints.
+func (a *Agent) URL() string { return a.server.url() }
+
+// WorkDir returns the agent's work directory; sandboxes are below it at
+// slaves/<agent>/frameworks/<framework>/executors/<executor>/runs/<container>.
+func (a *Agent) WorkDir() string { return a.workDir }
+
+// Hostname returns the host name that offers show.
+func (a *Agent) Hostname() string { return a.cfg.Hostname }
+
+// fromMaster runs a message of a master, unless the agent follows another one
+// or is not up.
+func (a *Agent) fromMaster(m *master, f func(*Agent)) {
+	if a.master != m || a.state == agentDown {
+		return
+	}
+	f(a)
+}
+
+// tell sends a message to the leading master. It is lost if there is none.
+func (a *Agent) tell(msg Message, f func(m *master)) {
+	m := a.master
+	if m == nil {
+		return
+	}
+	msg.Direction, msg.Agent = AgentToMaster, a.ID()
+	a.c.faults.internal(a, msg, func() { m.post(func() { f(m) }) })
+}
+
+// follow makes the agent register with a new leader, or with none.
+func (a *Agent) follow(m *master) {
+	a.master, a.registered = m, false
+	if m == nil || a.state != agentRunning {
+		return
+	}
+	a.signUp()
+}
+
+// signUp registers for the first time, or again with all that runs here.
+func (a *Agent) signUp() {
+	if a.master == nil || a.state != agentRunning {
+		return
+	}
+	id := a.ID()
+	if id == "" {
+		a.tell(Message{Type: "REGISTER"}, func(m *master) { m.onRegister(a) })
+		return
+	}
+	report := a.report()
+	a.tell(Message{Type: "REREGISTER"}, func(m *master) { m.onReregister(a, report) })
+}
+
+// onRegistered takes the answer to either registration.
+func (a *Agent) onRegistered(id string) {
+	a.registered = true
+	if a.info == nil {
+		a.idMu.Lock()
+		a.id = id
+		a.idMu.Unlock()
+		a.info = a.describe(id)
+		a.log = a.c.cfg.Logger.With("agent", id)
+	}
+	// What the scheduler has not acknowledged is sent again at once.
+	for _, q := range a.updates {
+		a.resend(q)
+	}
+}
+
+// describe makes the AgentInfo.
+func (a *Agent) describe(id string) *mesos.AgentInfo {
+	info := &mesos.AgentInfo{
+		Hostname:   a.cfg.Hostname,
+		Port:       ptr(int32(a.server.address.port)),
+		Resources:  a.total.proto(),
+		Attributes: a.attrs,
+	}
+	if id != "" {
+		info.ID = &mesos.AgentID{Value: id}
+	}
+	return info
+}
+
+// A report is what an agent tells when it registers again.
+type report struct {
+	id         string
+	frameworks map[string]*mesos.FrameworkInfo
+	executors  []*mesos.ExecutorInfo
+	tasks      []reportedTask
+}
+
+type reportedTask struct {
+	framework, executor string
+	info                *mesos.TaskInfo
+	state               mesos.TaskState
+	status              *mesos.TaskStatus
+	sent                *mesos.TaskStatus // the update that awaits an acknowledgement
+}
+
+func (a *Agent) report() *report {
+	r := &report{id: a.ID(), frameworks: map[string]*mesos.FrameworkInfo{}}
+	for _, f := range a.frameworks {
+		if f.terminating {
+			continue
+		}
+		r.frameworks[f.id] = f.info
+		for _, x := range f.executors {
+			if x.state != executorTerminated && !x.command {
+				r.executors = append(r.executors, x.info)
+			}
+			add := func(info *mesos.TaskInfo, state mesos.TaskState, status *mesos.TaskStatus) {
+				t := reportedTask{framework: f.id, executor: x.id, info: info, state: state, status: status}
+				if x.command {
+					t.executor = ""
+				}
+				if q := a.updates[taskKey{f.id, info.TaskID.Value}]; q != nil && len(q.pending) > 0 {
+					t.sent = q.pending[0]
+				}
+				r.tasks = append(r.tasks, t)
+			}
+			for _, q := range x.queued {
+				for _, info := range q.tasks {
+					add(info, mesos.TASK_STAGING, nil)
+				}
+			}
+			for _, t := range x.launched {
+				add(t.info, t.state, t.status)
+			}
+			for _, t := range x.ended {
+				add(t.info, t.state, t.status)
+			}
+		}
+	}
+	return r
+}
+
+// framework returns the framework of a message, made if it is new.
+func (a *Agent) framework(info *mesos.FrameworkInfo) *agentFramework {
+	id := info.GetID().GetValue()
+	f := a.frameworks[id]
+	if f == nil {
+		f = &agentFramework{id: id, info: info, caps: capabilitiesOf(info), executors: map[string]*agentExecutor{}}
+		a.frameworks[id] = f
+	}
+	return f
+}
+
+// onUpdateFramework takes the news that a scheduler subscribed.
+func (a *Agent) onUpdateFramework(info *mesos.FrameworkInfo) {
+	f := a.frameworks[info.GetID().GetValue()]
+	if f == nil {
+		return
+	}
+	f.info, f.caps = info, capabilitiesOf(info)
+	for key, q := range a.updates {
+		if key.framework == f.id {
+			a.resend(q)
+		}
+	}
+}
+
+// onRunTasks launches tasks, and their executor if it does not run.
+func (a *Agent) onRunTasks(fi *mesos.FrameworkInfo, ex *mesos.ExecutorInfo, tasks []*mesos.TaskInfo, group bool) {
+	if a.state == agentRecovering {
+		a.log.Warn("tasks ignored, the agent recovers", "tasks", taskIDs(tasks))
+		return
+	}
+	f := a.framework(fi)
+	if f.terminating {
+		a.log.Warn("tasks ignored, the framework is shutting down", "tasks", taskIDs(tasks))
+		return
+	}
+	drop := func(reason mesos.TaskStatus_Reason, text string) {
+		for _, t := range tasks {
+			a.onStatus(f.id, agentStatus(t.TaskID.Value, "", f.caps.or(mesos.TASK_DROPPED), reason, text), nil)
+		}
+	}
+	if a.drain != nil {
+		drop(mesos.REASON_AGENT_DRAINING, "Task dropped because agent is draining")
+		return
+	}
+	command := ex == nil
+	if command {
+		ex = a.commandExecutor(f, tasks[0])
+	}
+	x := f.executors[ex.ExecutorID.Value]
+	if x != nil {
+		switch x.state {
+		case executorTerminating:
+			drop(mesos.REASON_EXECUTOR_TERMINATED, "Executor terminating")
+			return
+		case executorTerminated:
+			drop(mesos.REASON_EXECUTOR_TERMINATED, "Executor terminated")
+			return
+		}
+	}
+	q := &queuedTasks{tasks: tasks, group: group}
+	if x == nil {
+		x = a.newExecutor(f, ex, command)
+		x.queued = append(x.queued, q)
+		a.launchExecutor(x)
+		return
+	}
+	x.queued = append(x.queued, q)
+	if x.state == executorRunning {
+		a.flushQueue(x)
+	}
+}
+
+func (a *Agent) newExecutor(f *agentFramework, info *mesos.ExecutorInfo, command bool) *agentExecutor {
+	x := &agentExecutor{
+		framework: f,
+		id:        info.ExecutorID.Value,
+		info:      info,
+		container: uuidString(newUUID()),
+		command:   command,
+		launched:  map[string]*agentTask{},
+		ended:     map[string]*agentTask{},
+	}
+	f.executors[x.id] = x
+	return x
+}
+
+// launchExecutor makes the sandbox and starts the executor. The time until it
+// subscribes counts from here, so it includes fetching.
+func (a *Agent) launchExecutor(x *agentExecutor) {
+	timeout := a.c.cfg.RegistrationTimeout
+	x.register = a.after(timeout, func() {
+		if x.state != executorRegistering || x.framework.terminating {
+			return
+		}
+		x.state = executorTerminating
+		x.pending = &termination{mesos.TASK_FAILED, mesos.REASON_EXECUTOR_REGISTRATION_TIMEOUT,
+			"Executor did not register within " + formatDuration(timeout)}
+		a.destroy(x)
+	})
+	if a.cfg.Simulate != nil {
+		a.simulate(x)
+		return
+	}
+	dir, err := a.makeSandbox(x)
+	if err != nil {
+		a.post(func() {
+			a.onTerminated(x, -1, &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED,
+				"Failed to launch container: " + err.Error()})
+		})
+		return
+	}
+	x.dir = dir
+	a.startContainer(x)
+}
+
+// makeSandbox makes the directory of a run and moves the link to the latest.
+func (a *Agent) makeSandbox(x *agentExecutor) (string, error) {
+	runs := filepath.Join(a.workDir, "slaves", a.ID(), "frameworks", x.framework.id, "executors", x.id, "runs")
+	dir := filepath.Join(runs, x.container)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	latest := filepath.Join(runs, "latest")
+	if err := os.Remove(latest); err != nil && !os.IsNotExist(err) {
+		return "", err
+	}
+	if err := os.Symlink(dir, latest); err != nil {
+		return "", err
+	}
+	a.files.attach(dir, dir)
+	a.files.attach("/frameworks/"+x.framework.id+"/executors/"+x.id+"/runs/latest", dir)
+	return dir, nil
+}
+
+// send delivers an event to an executor. It is lost if the executor is not
+// subscribed.
+func (a *Agent) send(x *agentExecutor, e *executor.Event) {
+	if x.sink == nil {
+		a.log.Debug("event dropped, executor is not subscribed", "executor", x.id, "event", e.Type)
+		return
+	}
+	a.c.faults.executorEvent(a, x, e)
+}
+
+// flushQueue sends queued tasks to a running executor.
+func (a *Agent) flushQueue(x *agentExecutor) {
+	queue := x.queued
+	x.queued = nil
+	for _, q := range queue {
+		for _, t := range q.tasks {
+			x.launched[t.TaskID.Value] = &agentTask{info: t, state: mesos.TASK_STAGING}
+		}
+		if !q.group {
+			a.send(x, &executor.Event{Type: executor.Event_LAUNCH, Launch: &executor.Event_Launch{Task: *q.tasks[0]}})
+			continue
+		}
+		var tasks []mesos.TaskInfo
+		for _, t := range q.tasks {
+			tasks = append(tasks, *t)
+		}
+		a.send(x, &executor.Event{Type: executor.Event_LAUNCH_GROUP, LaunchGroup: &executor.Event_LaunchGroup{
+			TaskGroup: mesos.TaskGroupInfo{Tasks: tasks},
+		}})
+	}
+}
+
+// unqueue takes a task off the queue of its executor and returns the tasks
+// that were queued with it.
+func (x *agentExecutor) unqueue(taskID string) []*mesos.TaskInfo {
+	for i, q := range x.queued {
+		if slices.ContainsFunc(q.tasks, func(t *mesos.TaskInfo) bool { return t.TaskID.Value == taskID }) {
+			x.queued = slices.Delete(x.queued, i, i+1)
+			return q.tasks
+		}
+	}
+	return nil
+}
+
+func (x *agentExecutor) isQueued(taskID string) bool {
+	return slices.ContainsFunc(x.queued, func(q *queuedTasks) bool {
+		return slices.ContainsFunc(q.tasks, func(t *mesos.TaskInfo) bool { return t.TaskID.Value == taskID })
+	})
+}
+
+// executorOf returns the executor that has a task, queued or not.
+func (f *agentFramework) executorOf(taskID string) *agentExecutor {
+	for _, x := range f.executors {
+		if x.launched[taskID] != nil || x.ended[taskID] != nil || x.isQueued(taskID) {
+			return x
+		}
+	}
+	return nil
+}
+
+// subscribeExecutor handles SUBSCRIBE of an executor.
+func (a *Agent) subscribeExecutor(x *agentExecutor, s sink, call *executor.Call_Subscribe) {
+	if x.framework.terminating || x.state == executorTerminating || x.state == executorTerminated {
+		a.c.faults.executorStream(a, x, s, &executor.Event{Type: executor.Event_SHUTDOWN})
+		s.close()
+		return
+	}
+	if x.sink != nil {
+		x.sink.close()
+	}
+	x.register.stop()
+	x.state, x.sink = executorRunning, s
+	a.beat(x)
+	for i := range call.UnacknowledgedUpdates {
+		a.onStatus(x.framework.id, &call.UnacknowledgedUpdates[i].Status, x)
+	}
+	known := map[string]bool{}
+	for _, t := range call.UnacknowledgedTasks {
+		known[t.TaskID.Value] = true
+	}
+	for _, id := range slices.Sorted(maps.Keys(x.launched)) {
+		if t := x.launched[id]; t != nil && t.state == mesos.TASK_STAGING && !known[id] {
+			a.onStatus(x.framework.id, agentStatus(id, x.id, x.framework.caps.or(mesos.TASK_DROPPED),
+				mesos.REASON_AGENT_RESTARTED, "Task launched during agent restart"), nil)
+		}
+	}
+	if !x.everSentTask() && len(x.queued) == 0 {
+		a.shutdownExecutor(x)
+		return
+	}
+	a.send(x, &executor.Event{Type: executor.Event_SUBSCRIBED, Subscribed: &executor.Event_Subscribed{
+		ExecutorInfo:  *x.info,
+		FrameworkInfo: *x.framework.info,
+		AgentInfo:     *a.info,
+		ContainerID:   &mesos.ContainerID{Value: x.container},
+	}})
+	a.flushQueue(x)
+}
+
+// everSentTask tells whether the executor has a task or has reported on one.
+func (x *agentExecutor) everSentTask() bool { return len(x.launched) > 0 || x.spoke }
+
+// beat sends a heartbeat every now and then, the first after one interval.
+func (a *Agent) beat(x *agentExecutor) {
+	x.beat.stop()
+	s := x.sink
+	x.beat = a.after(a.c.cfg.ExecutorHeartbeatInterval, func() {
+		if x.sink == s && x.state == executorRunning {
+			a.send(x, &executor.Event{Type: executor.Event_HEARTBEAT})
+			a.beat(x)
+		}
+	})
+}
+
+// sinkEnded is called when the connection of an executor's stream has gone.
+func (a *Agent) sinkEnded(s sink) {
+	for _, f := range a.frameworks {
+		for _, x := range f.executors {
+			if x.sink == s {
+				x.sink = nil
+			}
+		}
+	}
+}
+
+// onKill handles KILL from the master.
+func (a *Agent) onKill(frameworkID, taskID string, policy *mesos.KillPolicy) {
+	f := a.frameworks[frameworkID]
+	if f == nil || f.terminating || a.state == agentRecovering {
+		return
+	}
+	a.kill(f, taskID, policy)
+}
+
+func (a *Agent) kill(f *agentFramework, taskID string, policy *mesos.KillPolicy) {
+	x := f.executorOf(taskID)
+	if x == nil {
+		a.onStatus(f.id, agentStatus(taskID, "", f.caps.or(mesos.TASK_DROPPED), mesos.REASON_EXECUTOR_TERMINATED,
+			"Cannot find executor"), nil)
+		return
+	}
+	switch x.state {
+	case executorTerminating, executorTerminated:
+		return
+	}
+	if !x.isQueued(taskID) {
+		a.send(x, &executor.Event{Type: executor.Event_KILL, Kill: &executor.Event_Kill{
+			TaskID: mesos.TaskID{Value: taskID}, KillPolicy: policy,
+		}})
+		return
+	}
+	text := "Killed before delivery to the executor"
+	for _, q := range x.queued {
+		if q.group && x.state == executorRegistering {
+			text = "A task within the task group was killed before delivery to the executor"
+		}
+	}
+	tasks := x.unqueue(taskID)
+	for _, t := range tasks {
+		// onStatus wants to find the task with its executor.
+		x.launched[t.TaskID.Value] = &agentTask{info: t, state: mesos.TASK_STAGING}
+		a.onStatus(f.id, agentStatus(t.TaskID.Value, x.id, mesos.TASK_KILLED, mesos.REASON_TASK_KILLED_DURING_LAUNCH, text), nil)
+	}
+	if x.state == executorRunning && !x.everSentTask() && len(x.queued) == 0 {
+		a.shutdownExecutor(x)
+	}
+}
+
+// onShutdownExecutor handles SHUTDOWN of one executor.
+func (a *Agent) onShutdownExecutor(frameworkID, executorID string) {
+	f := a.frameworks[frameworkID]
+	if f == nil {
+		return
+	}
+	if x := f.executors[executorID]; x != nil && (x.state == executorRegistering || x.state == executorRunning) {
+		a.shutdownExecutor(x)
+	}
+}
+
+// shutdownExecutor asks an executor to go and sees to it that it does.
+func (a *Agent) shutdownExecutor(x *agentExecutor) {
+	x.state = executorTerminating
+	x.register.stop()
+	a.send(x, &executor.Event{Type: executor.Event_SHUTDOWN})
+	x.grace = a.after(nanos(x.info.ShutdownGracePeriod, a.c.cfg.ShutdownGrace), func() {
+		if x.state != executorTerminated {
+			a.destroy(x)
+		}
+	})
+}
+
+// onShutdownFramework shuts all executors of a framework down.
+func (a *Agent) onShutdownFramework(id string) {
+	f := a.frameworks[id]
+	if f == nil || f.terminating {
+		return
+	}
+	f.terminating = true
+	for _, x := range f.executors {
+		switch x.state {
+		case executorRegistering, executorRunning:
+			a.shutdownExecutor(x)
+		case executorTerminated:
+			a.removeExecutor(x)
+		}
+	}
+	a.removeIdle(f)
+}
+
+// onMessage passes a framework message on.
+func (a *Agent) onMessage(frameworkID, executorID string, e *executor.Event) {
+	f := a.frameworks[frameworkID]
+	if f == nil || f.terminating || a.state != agentRunning {
+		return
+	}
+	if x := f.executors[executorID]; x != nil && x.state == executorRunning {
+		a.send(x, e)
+	}
+}
+
+// destroy kills the container of an executor.
+func (a *Agent) destroy(x *agentExecutor) {
+	if x.proc != nil {
+		x.proc.kill()
+	}
+}
+
+// onTerminated takes the end of a container. Its status is in the form of
+// waitpid, -1 if not known.
+func (a *Agent) onTerminated(x *agentExecutor, status int32, t *termination) {
+	if x.state == executorTerminated {
+		return
+	}
+	x.state = executorTerminated
+	x.register.stop()
+	x.grace.stop()
+	x.beat.stop()
+	if x.sink != nil {
+		x.sink.close()
+		x.sink = nil
+	}
+	a.log.Info("executor ended", "framework", x.framework.id, "executor", x.id, "status", status)
+	why := termination{mesos.TASK_FAILED, mesos.REASON_EXECUTOR_TERMINATED, ""}
+	var texts []string
+	for _, known := range []*termination{x.pending, t} {
+		if known != nil {
+			why.state, why.reason = known.state, known.reason
+			texts = append(texts, known.message)
+		}
+	}
+	if why.message = strings.Join(texts, "; "); why.message == "" {
+		why.message = "Executor terminated"
+	}
+	if !x.framework.terminating {
+		for _, q := range x.queued {
+			for _, info := range q.tasks {
+				x.launched[info.TaskID.Value] = &agentTask{info: info, state: mesos.TASK_STAGING}
+			}
+		}
+		x.queued = nil
+		for _, id := range slices.Sorted(maps.Keys(x.launched)) {
+			a.onStatus(x.framework.id, agentStatus(id, x.id, why.state, why.reason, why.message), nil)
+		}
+	}
+	if !x.command {
+		id, fid := x.id, x.framework.id
+		a.tell(Message{Type: "EXITED_EXECUTOR", Framework: fid, Executor: id}, func(m *master) {
+			m.onExecutorExited(a.ID(), fid, id, status)
+		})
+	}
+	if x.framework.terminating || !x.incomplete() {
+		a.removeExecutor(x)
+	}
+	a.removeIdle(x.framework)
+	a.checkDrained()
+}
+
+func (x *agentExecutor) incomplete() bool { return len(x.queued)+len(x.launched)+len(x.ended) > 0 }
+
+// removeExecutor forgets an executor; its sandbox stays.
+func (a *Agent) removeExecutor(x *agentExecutor) {
+	if x.framework.executors[x.id] == x {
+		delete(x.framework.executors, x.id)
+	}
+}
+
+// removeIdle forgets a framework that has nothing here any more.
+func (a *Agent) removeIdle(f *agentFramework) {
+	if len(f.executors) > 0 || a.frameworks[f.id] != f {
+		return
+	}
+	delete(a.frameworks, f.id)
+	for key, q := range a.updates {
+		if key.framework == f.id && f.terminating {
+			q.timer.stop()
+			delete(a.updates, key)
+		}
+	}
+}
+
+// A drain is the state of DRAIN_AGENT.
+type drain struct {
+	gone bool
+	done func()
+}
+
+// stopContainers ends all executors and waits for their processes; ctx bounds
+// the grace that they are given.
+func (a *Agent) stopContainers(ctx context.Context) {
+	var procs []*container
+	a.call(func() {
+		for _, f := range a.frameworks {
+			f.terminating = true
+			for _, x := range f.executors {
+				if x.proc == nil || x.state == executorTerminated {
+					continue
+				}
+				procs = append(procs, x.proc)
+				if x.state != executorTerminating {
+					a.shutdownExecutor(x)
+				}
+			}
+		}
+	})
+	for _, p := range procs {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			p.kill()
+			<-p.done
+		}
+	}
+}
+
+// commandExecutor makes the ExecutorInfo of the built-in executor for a task
+// that has only a CommandInfo.
+func (a *Agent) commandExecutor(f *agentFramework, t *mesos.TaskInfo) *mesos.ExecutorInfo {
+	short := t.Command.GetValue()
+	if len(short) > 15 {
+		short = short[:12] + "..."
+	}
+	return &mesos.ExecutorInfo{
+		Type:        mesos.ExecutorInfo_CUSTOM,
+		ExecutorID:  mesos.ExecutorID{Value: t.TaskID.Value},
+		FrameworkID: &mesos.FrameworkID{Value: f.id},
+		Command:     t.Command,
+		Name:        ptr(fmt.Sprintf("Command Executor (Task: %s) (Command: sh -c '%s')", t.TaskID.Value, short)),
+		Source:      ptr(t.TaskID.Value),
+	}
+}
+
+// recoveryTimeout is MESOS_RECOVERY_TIMEOUT.
+const recoveryTimeout = 15 * time.Minute
