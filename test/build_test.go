@@ -82,7 +82,7 @@ func TestTwoImagesOnTwoAgents(t *testing.T) {
 	require.NoError(t, err)
 	before := look(t)
 	meta := filepath.Join(t.TempDir(), "meta.json")
-	p := portainer(t, 0, "build", "--mesos-master", strings.TrimPrefix(c.master, "http://"), "--to", c.registry, "--from", c.registry,
+	p := cli(t, 0, "build", "--mesos-master", strings.TrimPrefix(c.master, "http://"), "--to", c.registry, "--from", c.registry,
 		"--tag", "latest", "--tag", "v1", "--build-cpu", "0.5", "--build-mem", "256", "--stream", "--metadata-file", meta,
 		"examples/hello/Dockerfile", "examples/multistage/Dockerfile")
 
@@ -133,7 +133,7 @@ func TestEngines(t *testing.T) {
 			meta := filepath.Join(t.TempDir(), "meta.json")
 			args := append([]string{"build", "--mesos-master", "local:2", "--to", registry, "--from", registry, "--staging-uri", staging,
 				"--tag", tag, "--metadata-file", meta}, tt.flags...)
-			p := portainer(t, 0, append(args, "examples/hello", "examples/tree/a/Dockerfile", "examples/tree/b/Dockerfile", "examples/multistage")...)
+			p := cli(t, 0, append(args, "examples/hello", "examples/tree/a/Dockerfile", "examples/tree/b/Dockerfile", "examples/multistage")...)
 			require.Len(t, p.refs(), 4)
 			for _, ref := range p.refs() {
 				pushed(t, ref)
@@ -167,10 +167,10 @@ func refOf(t *testing.T, p *process, repository string) string {
 
 func TestNothingIsStagedForADockerfileWithoutSources(t *testing.T) {
 	dir := write(t, map[string]string{"Dockerfile": "FROM busybox\nRUN true\n", "big": strings.Repeat("x", 1<<20)})
-	p := portainer(t, 0, "build", "--to", registry, "--from", registry, "--repository", "test/nosource", dir)
+	p := cli(t, 0, "build", "--to", registry, "--from", registry, "--repository", "test/nosource", dir)
 	require.NotContains(t, p.stderr.String(), "staged")
 	dir = write(t, map[string]string{"Dockerfile": "FROM busybox\nCOPY big /\n", "big": strings.Repeat("x", 1<<20)})
-	p = portainer(t, 0, "build", "--to", registry, "--from", registry, "--repository", "test/source", dir)
+	p = cli(t, 0, "build", "--to", registry, "--from", registry, "--repository", "test/source", dir)
 	require.Contains(t, p.stderr.String(), "staged")
 }
 
@@ -185,7 +185,7 @@ func TestBuildOptions(t *testing.T) {
 	})
 	t.Setenv("FROM_ENV", "outside")
 	t.Setenv("PORTAINER_TAG", "from-env")
-	p := portainer(t, 0, "build", "--to", registry, "--from", registry, "--repository", "test/options",
+	p := cli(t, 0, "build", "--to", registry, "--from", registry, "--repository", "test/options",
 		"--context", filepath.Join(dir, "ctx"), "--target", "release", "--build-arg", "WORD=given", "--build-arg", "FROM_ENV", "--build-arg", "NOT_SET",
 		"--label", "team=a b", "--add-host", "there:10.1.2.3", "--network", "host", "--no-cache", "--pull",
 		filepath.Join(dir, "d", "Dockerfile"))
@@ -202,7 +202,7 @@ func TestBuildOptions(t *testing.T) {
 // TestArgumentFile has the original's way to keep a long command line.
 func TestArgumentFile(t *testing.T) {
 	args := filepath.Join(write(t, map[string]string{"args": "--to\n" + registry + "\n--from\n" + registry + "\n--tag\nargs\nexamples/tree/b/Dockerfile\n"}), "args")
-	p := portainer(t, 0, "build", "@"+args)
+	p := cli(t, 0, "build", "@"+args)
 	require.Len(t, p.refs(), 1)
 	require.Contains(t, p.refs()[0], registry+"/examples/tree-b:args@sha256:")
 }

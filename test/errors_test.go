@@ -130,7 +130,7 @@ func TestErrors(t *testing.T) {
 			dir := write(t, tt.files)
 			began := time.Now()
 			args := append([]string{"build", "--to", registry, "--from", registry, "--repository", "test/errors", "--tag", "never"}, tt.flags...)
-			p := portainer(t, tt.code, append(args, filepath.Join(dir, "Dockerfile"))...)
+			p := cli(t, tt.code, append(args, filepath.Join(dir, "Dockerfile"))...)
 			require.Less(t, time.Since(began), 30*time.Second)
 
 			require.Empty(t, p.stdout.String())
@@ -155,7 +155,7 @@ func TestOneOfSeveralFails(t *testing.T) {
 		"bad/Dockerfile":  "# portainer: repository=test/bad\nFROM busybox\nRUN exit 3\n",
 	})
 	meta := filepath.Join(t.TempDir(), "meta.json")
-	p := portainer(t, 1, "build", "--mesos-master", "local:2", "--to", registry, "--from", registry, "--metadata-file", meta,
+	p := cli(t, 1, "build", "--mesos-master", "local:2", "--to", registry, "--from", registry, "--metadata-file", meta,
 		filepath.Join(dir, "bad"), filepath.Join(dir, "good"))
 	require.Len(t, p.refs(), 1)
 	pushed(t, refOf(t, p, "test/good"))
@@ -173,7 +173,7 @@ func TestOneOfSeveralFails(t *testing.T) {
 // TestMetadataFileInMissingDirectory: the image is there, only the file is not.
 func TestMetadataFileInMissingDirectory(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing", "meta.json")
-	p := portainer(t, 3, "build", "--to", registry, "--from", registry, "--tag", "meta", "--metadata-file", missing, "examples/tree/b")
+	p := cli(t, 3, "build", "--to", registry, "--from", registry, "--tag", "meta", "--metadata-file", missing, "examples/tree/b")
 	require.Len(t, p.refs(), 1)
 	require.Contains(t, p.stderr.String(), missing)
 	_, err := os.Stat(filepath.Dir(missing))

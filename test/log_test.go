@@ -18,7 +18,7 @@ func TestLongLogIsCompleteAndInOrder(t *testing.T) {
 				"Dockerfile": fmt.Sprintf("FROM busybox\nRUN awk 'BEGIN { for (i = 1; i <= %d; i++) print \"line \" i \" of the long log\" }'\n", lines),
 			})
 			args := append([]string{"build", "--to", registry, "--from", registry, "--repository", "test/log", "--stream", "--no-cache"}, flags...)
-			p := portainer(t, 0, append(args, dir)...)
+			p := cli(t, 0, append(args, dir)...)
 			next := 1
 			for line := range strings.Lines(p.stderr.String()) {
 				if !strings.HasPrefix(line, "line ") || !strings.HasSuffix(line, " of the long log\n") {

@@ -119,8 +119,8 @@ func (p *process) interrupt() {
 // refs are the lines of the standard output.
 func (p *process) refs() []string { return strings.Fields(p.stdout.String()) }
 
-// portainer runs the program to its end and wants an exit code.
-func portainer(t *testing.T, want int, args ...string) *process {
+// cli runs the program to its end and wants an exit code.
+func cli(t *testing.T, want int, args ...string) *process {
 	t.Helper()
 	p := start(t, args...)
 	require.Equal(t, want, p.wait(), tailOf(p.stderr.String()))

@@ -27,13 +27,16 @@ type buildCommand struct {
 	from           string
 	insecure       bool
 	cpus           float64
-	mem            memFlag
+	mem, disk      memFlag
 	stagingURI     string
 	retries        int
 	engine         string
-	containerImage string
+	container      portainer.Container
+	privileged     bool
 	timeout        time.Duration
 	queueTimeout   time.Duration
+	connectTimeout time.Duration
+	oomRetryMem    memFlag
 
 	dir      string
 	target   string
@@ -95,13 +98,20 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.BoolVar(&b.insecure, "insecure", false, "speak to the registries over HTTP or with unverified certificates")
 	f.Float64Var(&b.cpus, "build-cpu", 0, "CPUs of a build")
 	f.Var(&b.mem, "build-mem", "memory of a build, in MB or as 512m, 2g")
+	f.Var(&b.disk, "build-disk", "disk of a build, likewise")
 	f.StringVar(&b.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://…\n"+
 		"(default: a temporary directory if the master is on this machine)")
 	f.IntVar(&b.retries, "retries", 3, "how often a build that the cluster lost is launched again")
 	f.StringVar(&b.engine, "engine", "auto", "what builds on the agent: auto, docker (needs --docker-host), dockerd or buildkitd")
-	f.StringVar(&b.containerImage, "container-image", "", "run the executor in a container of this image")
-	f.DurationVar(&b.timeout, "timeout", 0, "how long one attempt may take (default: no limit)")
+	f.StringVar(&b.container.Image, "container-image", "", "run the executor, and the engine, in a container of this image (docker containerizer)")
+	f.BoolVar(&b.privileged, "container-privileged", true, "run that container with --privileged")
+	f.StringArrayVar(&b.container.Parameters, "container-parameter", nil, "a further flag of docker run, KEY=VALUE, such as cap-add=SYS_ADMIN; may be repeated")
+	f.StringArrayVar(&b.container.Volumes, "container-volume", nil, "a volume of that container, HOST:CONTAINER[:ro]; may be repeated")
+	f.StringVar(&b.container.Network, "container-network", "", "the network of that container (default \"host\")")
+	f.Var(&b.oomRetryMem, "oom-retry-mem", "memory of one more attempt for a build that ran out of it (default: there is none)")
+	f.DurationVar(&b.timeout, "timeout", 0, "how long a build may take in all (default: no limit)")
 	f.DurationVar(&b.queueTimeout, "queue-timeout", 0, "how long a build may wait for an offer (default: no limit)")
+	f.DurationVar(&b.connectTimeout, "connect-timeout", 15*time.Second, "how long to try to reach a master; 0 means for ever")
 
 	f.StringVar(&b.dir, "context", "", "the directory of the build context (default: the one that holds the Dockerfile)")
 	f.StringVar(&b.target, "target", "", "the stage to build (default: the last)")
@@ -187,8 +197,8 @@ func (b *buildCommand) check(files []string) error {
 	if b.cpus < 0 {
 		return usagef("--build-cpu is a number above 0, not %g", b.cpus)
 	}
-	if b.containerImage != "" {
-		return usagef("--container-image: this release cannot run the executor in a container; leave the flag out, and the executor runs on the agent itself")
+	if b.container.Image != "" && b.dockerHost != "" {
+		return usagef("--container-image brings an engine and --docker-host names one: give one of them")
 	}
 	_, err := b.engineConfig()
 	return err
@@ -277,6 +287,7 @@ func (b *buildCommand) request(file string) (portainer.Request, error) {
 	if b.explicit("build-cpu") || meta.CPUs == 0 {
 		req.Resources.CPUs = b.cpus
 	}
+	req.Resources.DiskMB = float64(b.disk)
 	if b.explicit("build-mem") || meta.MemMB == 0 {
 		req.Resources.MemMB = float64(b.mem)
 	}
@@ -345,16 +356,27 @@ func (b *buildCommand) buildOn(ctx context.Context, site *site, images []*image)
 	if err != nil {
 		return err
 	}
+	secret, err := b.secret()
+	if err != nil {
+		return err
+	}
+	container := b.container
+	container.Unprivileged = container.Image != "" && !b.privileged
 	framework, err := portainer.New(portainer.Config{
 		Master:          site.master,
 		Role:            b.role,
 		FrameworkID:     b.frameworkID,
+		Principal:       b.principal,
+		Secret:          secret,
 		Staging:         site.bucket,
 		StagingURL:      site.bucketURL,
 		ExecutorURI:     site.executorURI,
 		ExecutorCommand: site.executorCommand,
+		Container:       container,
 		Engine:          engine,
 		MaxAttempts:     b.retries + 1,
+		OOMRetryMemMB:   float64(b.oomRetryMem),
+		ConnectTimeout:  b.connectTimeout,
 		BuildTimeout:    b.timeout,
 		QueueTimeout:    b.queueTimeout,
 		Logs:            logs,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -38,6 +39,8 @@ type globals struct {
 	master      string
 	role        string
 	frameworkID string
+	principal   string
+	secretFile  string
 	executorURI string
 	dockerHost  string
 	verbose     bool
@@ -176,6 +179,8 @@ cluster or with staging, 130 interrupted.`,
 		"or local, local:N for a cluster of N agents on this machine")
 	f.StringVar(&g.role, "framework-role", "", "the Mesos role to take offers for (default \"*\")")
 	f.StringVar(&g.frameworkID, "framework-id", "", "register again as the framework with this ID")
+	f.StringVar(&g.principal, "mesos-principal", "", "the name to authenticate as to Mesos")
+	f.StringVar(&g.secretFile, "mesos-secret-file", "", "the file that holds its secret")
 	f.StringVar(&g.executorURI, "executor-uri", "", "where agents fetch the executor archive made by \"make executor\" (default: this program is staged)")
 	f.StringVar(&g.dockerHost, "docker-host", "", "build with the Docker daemon at this address on each agent, such as unix:///var/run/docker.sock")
 	f.BoolVar(&g.verbose, "verbose", false, "log what the framework does")
@@ -183,6 +188,21 @@ cluster or with staging, 130 interrupted.`,
 	root.AddCommand(newBuild(g), newVersion(g))
 	addPlatformCommands(root, g)
 	return root
+}
+
+// secret reads --mesos-secret-file.
+func (g *globals) secret() (string, error) {
+	if g.secretFile == "" {
+		return "", nil
+	}
+	if g.principal == "" {
+		return "", usagef("--mesos-secret-file needs --mesos-principal, whose secret it is")
+	}
+	text, err := os.ReadFile(g.secretFile)
+	if err != nil {
+		return "", usagef("--mesos-secret-file: %w", err)
+	}
+	return strings.TrimRight(string(text), "\r\n"), nil
 }
 
 // prepare takes flags from the environment and sets up what all commands use.

@@ -86,7 +86,7 @@ func TestUsage(t *testing.T) {
 	same := write("same/Dockerfile", "# portainer: repository=team/app\nFROM scratch\nLABEL a=b\n")
 	bare := write("bare/Dockerfile", "FROM scratch\nLABEL a=b\n")
 	unknown := write("unknown/Dockerfile", "FROM scratch\nCOPPY a b\n")
-	broken := write("broken/Dockerfile", "FROM scratch\n\nRUN [\n")
+	broken := write("broken/Dockerfile", "FROM scratch\n\nENV\n")
 	missing := filepath.Join(dir, "none", "Dockerfile")
 
 	tests := []struct {
@@ -98,30 +98,30 @@ func TestUsage(t *testing.T) {
 		{"unknown command", []string{"frobnicate"}, []string{"frobnicate", "--help"}},
 		{"unknown flag", []string{"build", "--frobnicate", good}, []string{"--frobnicate", "portainer build --help"}},
 		{"no Dockerfile", []string{"build"}, []string{"no Dockerfile given"}},
-		{"missing Dockerfile", []string{"build", "--to", "r", missing}, []string{missing, "no such file"}},
-		{"directory without one", []string{"build", "--to", "r", filepath.Join(dir)}, []string{filepath.Join(dir, "Dockerfile")}},
-		{"unknown instruction", []string{"build", "--to", "r", unknown}, []string{unknown + ":2: ", "COPPY"}},
-		{"syntax error", []string{"build", "--to", "r", "--repository", "x", broken}, []string{broken + ":3: "}},
-		{"every bad one is told", []string{"build", "--to", "r", unknown, broken}, []string{unknown + ":2: ", broken + ":3: "}},
+		{"missing Dockerfile", []string{"build", "--to", "r.example", missing}, []string{missing, "no such file"}},
+		{"directory without one", []string{"build", "--to", "r.example", filepath.Join(dir)}, []string{filepath.Join(dir, "Dockerfile")}},
+		{"unknown instruction", []string{"build", "--to", "r.example", unknown}, []string{unknown + ":2: ", "COPPY"}},
+		{"syntax error", []string{"build", "--to", "r.example", "--repository", "x", broken}, []string{broken + ":3: "}},
+		{"every bad one is told", []string{"build", "--to", "r.example", unknown, broken}, []string{unknown + ":2: ", broken + ":3: "}},
 		{"no registry", []string{"build", good}, []string{good, "--to", "registry="}},
-		{"no repository", []string{"build", "--to", "r", bare}, []string{bare, "--repository", "repository="}},
-		{"one repository for several", []string{"build", "--to", "r", "--repository", "x", good, bare}, []string{"--repository", "2 Dockerfiles"}},
-		{"one image twice", []string{"build", "--to", "r", good, same}, []string{good, same, "r/team/app"}},
-		{"progress", []string{"build", "--to", "r", "--progress", "fancy", good}, []string{"--progress", "fancy"}},
-		{"stream and quiet", []string{"build", "--to", "r", "--progress", "quiet", "--stream", good}, []string{"--stream", "--progress"}},
-		{"negative retries", []string{"build", "--to", "r", "--retries", "-1", good}, []string{"--retries"}},
-		{"negative cpus", []string{"build", "--to", "r", "--build-cpu", "-1", good}, []string{"--build-cpu"}},
-		{"memory", []string{"build", "--to", "r", "--build-mem", "lots", good}, []string{"--build-mem", "lots"}},
-		{"engine", []string{"build", "--to", "r", "--engine", "podman", good}, []string{"--engine", "podman"}},
-		{"docker without host", []string{"build", "--to", "r", "--engine", "docker", good}, []string{"--docker-host"}},
-		{"dockerd with host", []string{"build", "--to", "r", "--engine", "dockerd", "--docker-host", "unix:///x", good}, []string{"--docker-host", "--engine"}},
-		{"build argument", []string{"build", "--to", "r", "--build-arg", "=x", good}, []string{"--build-arg", "NAME=VALUE"}},
-		{"label", []string{"build", "--to", "r", "--label", "=x", good}, []string{"--label", "NAME=VALUE"}},
-		{"container image", []string{"build", "--to", "r", "--container-image", "x", good}, []string{"--container-image"}},
-		{"container image by its old name", []string{"build", "--to", "r", "--docker-executor-image", "x", good}, []string{"--container-image"}},
-		{"number of agents", []string{"build", "--to", "r", "--mesos-master", "local:0", good}, []string{"local:0", "number of agents"}},
-		{"remote without staging", []string{"build", "--to", "r", "--mesos-master", "zk://me:secret@zk/mesos", good}, []string{"--staging-uri", "zk://…@zk/mesos"}},
-		{"staging in memory", []string{"build", "--to", "r", "--staging-uri", "mem://x", good}, []string{"mem://x"}},
+		{"no repository", []string{"build", "--to", "r.example", bare}, []string{bare, "--repository", "repository="}},
+		{"one repository for several", []string{"build", "--to", "r.example", "--repository", "x", good, bare}, []string{"--repository", "2 Dockerfiles"}},
+		{"one image twice", []string{"build", "--to", "r.example", good, same}, []string{good, same, "r.example/team/app"}},
+		{"progress", []string{"build", "--to", "r.example", "--progress", "fancy", good}, []string{"--progress", "fancy"}},
+		{"stream and quiet", []string{"build", "--to", "r.example", "--progress", "quiet", "--stream", good}, []string{"--stream", "--progress"}},
+		{"negative retries", []string{"build", "--to", "r.example", "--retries", "-1", good}, []string{"--retries"}},
+		{"negative cpus", []string{"build", "--to", "r.example", "--build-cpu", "-1", good}, []string{"--build-cpu"}},
+		{"memory", []string{"build", "--to", "r.example", "--build-mem", "lots", good}, []string{"--build-mem", "lots"}},
+		{"engine", []string{"build", "--to", "r.example", "--engine", "podman", good}, []string{"--engine", "podman"}},
+		{"docker without host", []string{"build", "--to", "r.example", "--engine", "docker", good}, []string{"--docker-host"}},
+		{"dockerd with host", []string{"build", "--to", "r.example", "--engine", "dockerd", "--docker-host", "unix:///x", good}, []string{"--docker-host", "--engine"}},
+		{"build argument", []string{"build", "--to", "r.example", "--build-arg", "=x", good}, []string{"--build-arg", "NAME=VALUE"}},
+		{"label", []string{"build", "--to", "r.example", "--label", "=x", good}, []string{"--label", "NAME=VALUE"}},
+		{"container image and daemon", []string{"build", "--to", "r.example", "--docker-host", "unix:///x", "--container-image", "x", good}, []string{"--container-image", "--docker-host"}},
+		{"container image by its old name", []string{"build", "--to", "r.example", "--docker-host", "unix:///x", "--docker-executor-image", "x", good}, []string{"--container-image", "--docker-host"}},
+		{"number of agents", []string{"build", "--to", "r.example", "--mesos-master", "local:0", good}, []string{"local:0", "number of agents"}},
+		{"remote without staging", []string{"build", "--to", "r.example", "--mesos-master", "zk://me:hunter2@zk/mesos", good}, []string{"--staging-uri", "zk://…@zk/mesos"}},
+		{"staging in memory", []string{"build", "--to", "r.example", "--staging-uri", "mem://x", good}, []string{"mem://x"}},
 		{"arguments of version", []string{"version", "x"}, []string{"takes no arguments"}},
 		{"argument file", []string{"build", "@" + missing}, []string{missing}},
 	}
@@ -133,7 +133,7 @@ func TestUsage(t *testing.T) {
 			for _, part := range tt.want {
 				require.Contains(t, got.stderr, part)
 			}
-			require.NotContains(t, got.stderr, "secret")
+			require.NotContains(t, got.stderr, "hunter2")
 		})
 	}
 }
@@ -142,15 +142,15 @@ func TestGlobalFlagsBeforeAndAfterTheCommand(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "Dockerfile")
 	require.NoError(t, os.WriteFile(file, []byte("# portainer: repository=a\nFROM scratch\nLABEL a=b\n"), 0o644))
 	for _, args := range [][]string{
-		{"--mesos-master", "far.example:5050", "build", "--to", "r", file},
-		{"build", "--to", "r", "--mesos-master", "far.example:5050", file},
-		{"build", "--to", "r", file, "--mesos-master=far.example:5050"},
+		{"--mesos-master", "far.example:5050", "build", "--to", "r.example", file},
+		{"build", "--to", "r.example", "--mesos-master", "far.example:5050", file},
+		{"build", "--to", "r.example", file, "--mesos-master=far.example:5050"},
 	} {
 		got := portainerWith(t, nil, args...)
 		require.Equal(t, exitUsage, got.code)
 		require.Contains(t, got.stderr, "far.example:5050", args)
 	}
-	got := portainerWith(t, map[string]string{"PORTAINER_MESOS_MASTER": "far.example:5050", "PORTAINER_TO": "r"}, "build", file)
+	got := portainerWith(t, map[string]string{"PORTAINER_MESOS_MASTER": "far.example:5050", "PORTAINER_TO": "r.example"}, "build", file)
 	require.Equal(t, exitUsage, got.code)
 	require.Contains(t, got.stderr, "far.example:5050")
 }

@@ -66,7 +66,9 @@ func (b *buildCommand) openSite(ctx context.Context) (_ *site, err error) {
 			return nil, err
 		}
 	}
-	return s, s.chooseExecutor(ctx, b.executorURI, here && ownDir || isLocal)
+	// A container does not see this program where it lies.
+	asItLies := (isLocal || here && ownDir) && b.container.Image == ""
+	return s, s.chooseExecutor(ctx, b.executorURI, asItLies)
 }
 
 // localAgents reads "local" and "local:N".
@@ -194,8 +196,8 @@ func redactURL(uri string) string {
 const executorLife = 7 * 24 * time.Hour
 
 // chooseExecutor decides what agents run. Without a given executor it is this
-// program: as it lies here if the agents see our files, else staged.
-func (s *site) chooseExecutor(ctx context.Context, uri string, here bool) error {
+// program: where it lies if the agents can start it there, else staged.
+func (s *site) chooseExecutor(ctx context.Context, uri string, asItLies bool) error {
 	if uri != "" {
 		s.executorURI = uri
 		return nil
@@ -207,7 +209,7 @@ func (s *site) chooseExecutor(ctx context.Context, uri string, here bool) error 
 	if err != nil {
 		return fmt.Errorf("find this program to serve as executor: %w", err)
 	}
-	if here {
+	if asItLies {
 		s.executorCommand = shellQuote(program) + " executor"
 		return nil
 	}

@@ -90,13 +90,29 @@ func Start(cfg Config) (_ *Cluster, err error) {
 	mesosConfig := testmesos.Config{
 		MasterAddr: cmp.Or(cfg.MasterAddr, loopback),
 		WorkDir:    dir,
-		Logger:     cfg.Logger,
+		// An agent's executors inherit its environment unless it is told
+		// otherwise (mesos docs/configuration/agent.md,
+		// --executor_environment_variables). These are what finding and running
+		// an engine takes.
+		ExecutorEnvironment: environment("PATH", "HOME"),
+		Logger:              cfg.Logger,
 	}
 	for range agents {
 		mesosConfig.Agents = append(mesosConfig.Agents, testmesos.AgentConfig{Resources: resources})
 	}
 	c.mesos, err = testmesos.Start(mesosConfig)
 	return c, err
+}
+
+// environment returns those of the variables that this process has.
+func environment(names ...string) map[string]string {
+	env := map[string]string{}
+	for _, name := range names {
+		if value, ok := os.LookupEnv(name); ok {
+			env[name] = value
+		}
+	}
+	return env
 }
 
 // Master returns the address of the master, "http://HOST:PORT".
