@@ -79,6 +79,9 @@ type Request struct {
 	// even when the engine has them.
 	NoCache, Pull bool
 
+	// Constraints say on which agents the build may run.
+	Constraints []Constraint
+
 	// Resources is what the task asks for. Zero fields mean the metadata of the
 	// Dockerfile, then Config.Resources.
 	Resources Resources
@@ -230,7 +233,9 @@ func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 	box := newMailbox()
 	err = f.ask(ctx, func(l *loop) { l.submit(*spec, box) })
 	if err != nil {
+		// The loop knows nothing of this build, so it cannot clean up after it.
 		f.unstage(spec.task.Context)
+		f.sweepStaging(context.WithoutCancel(ctx), spec.id)
 		failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseQueue, Class: ClassCancelled, Err: err}
 		f.announceFailure(ctx, failure)
 		return nil, failure

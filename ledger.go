@@ -27,6 +27,7 @@ type ledger struct {
 	queue     []*build            // waiting for an offer, oldest first
 	tasks     map[string]*attempt // launched and not known to have ended
 	seen      map[AgentID]Offer   // the latest offer of each agent, for explanations
+	placed    *placed             // where live builds are, for constraints
 	connected bool
 	since     time.Time // when the present subscription began
 	draining  bool
@@ -84,6 +85,7 @@ type buildSpec struct {
 	image       string
 	file        string // what messages call the Dockerfile
 	resources   Resources
+	constraints []Constraint
 	maxAttempts int
 	oomRetryMB  float64 // memory of the one attempt after an OOM; 0 means none
 	task        wire.Task
@@ -92,6 +94,7 @@ type buildSpec struct {
 // A build is one submitted build.
 type build struct {
 	buildSpec
+	rules     *rules // constraints, compiled
 	submitted time.Time
 	since     time.Time // when it began to wait for an offer
 	notBefore time.Time // when it may be launched
@@ -115,6 +118,7 @@ type attempt struct {
 	agent     AgentID
 	hostname  string
 	agentURL  string
+	held      map[string]string // values of attributes that constraints count
 	launched  time.Time
 	heard     bool // an update came
 	running   bool
@@ -186,6 +190,7 @@ func newLedger(p policy, match OfferMatcher, jitter func() float64) *ledger {
 		builds: make(map[BuildID]*build),
 		tasks:  make(map[string]*attempt),
 		seen:   make(map[AgentID]Offer),
+		placed: newPlaced(),
 	}
 }
 
@@ -215,11 +220,21 @@ func event(now time.Time, b *build, at *attempt, kind EventKind) Event {
 
 // submit takes a new build. The id must be new.
 func (l *ledger) submit(now time.Time, spec buildSpec) {
-	b := &build{buildSpec: spec, submitted: now, avoid: make(map[AgentID]time.Time)}
+	b := &build{buildSpec: spec, rules: l.compile(spec.constraints), submitted: now, avoid: make(map[AgentID]time.Time)}
 	l.builds[b.id] = b
 	l.do(actSave{b})
 	l.enqueue(now, b, now)
 	l.settle(now)
+}
+
+// compile makes constraints ready for use. They have been checked: what is wrong
+// with one is told to whoever gave it.
+func (l *ledger) compile(constraints []Constraint) *rules {
+	rules, err := l.placed.compile(constraints)
+	if err != nil {
+		l.do(actComplain{err.Error()})
+	}
+	return rules
 }
 
 // restore takes over the builds of an earlier life, before anything else happens.
@@ -230,10 +245,10 @@ func (l *ledger) restore(now time.Time, records []record) {
 		b := &build{
 			buildSpec: buildSpec{
 				id: r.ID, image: r.Image, file: r.File, resources: r.Resources,
-				maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, task: r.Task,
+				constraints: r.Constraints, maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, task: r.Task,
 			},
 			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, oomRaised: r.OOMRaised,
-			avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,
+			rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,
 		}
 		if r.Failure != nil {
 			b.failure = r.buildError()
@@ -263,7 +278,7 @@ func asError(e *BuildError) error {
 // restoreAttempt takes over a task that may still run.
 func (l *ledger) restoreAttempt(now time.Time, b *build, r attemptRecord) {
 	at := &attempt{
-		build: b, n: r.N, task: taskID(b.id, r.N), agent: r.Agent, hostname: r.Hostname, agentURL: r.AgentURL,
+		build: b, n: r.N, task: taskID(b.id, r.N), agent: r.Agent, hostname: r.Hostname, agentURL: r.AgentURL, held: r.Held,
 		launched: r.Launched, heard: r.Heard, running: r.Running, abandoned: r.Abandoned,
 		nextReconcile: now.Add(reconcileMin), reconcileWait: reconcileMin,
 	}
@@ -396,12 +411,14 @@ func (l *ledger) pending(now time.Time) []Pending {
 		return nil
 	}
 	pending := make([]Pending, 0, len(l.queue))
+	trial := l.placed.clone()
 	for _, b := range l.queue {
 		if b.notBefore.After(now) {
 			continue
 		}
 		pending = append(pending, Pending{
 			ID: b.id, Image: b.image, Resources: b.resources, Attempt: b.launches + 1, Since: b.since, Avoid: l.avoided(b, now),
+			Constraints: b.constraints, rules: b.rules, placed: trial,
 		})
 	}
 	return pending
@@ -457,6 +474,10 @@ func (l *ledger) place(now time.Time, offers []Offer, pending []Pending) map[Off
 			l.do(actComplain{fmt.Sprintf("matcher placed %q (%v) on offer %q, which has %v left", p.Build, b.resources, p.Offer, o.Resources)})
 			continue
 		}
+		if why := l.placed.check(b.rules, o); why.refused() {
+			l.do(actComplain{fmt.Sprintf("matcher placed %q on offer %q against its constraint %s", p.Build, p.Offer, why)})
+			continue
+		}
 		waiting[p.Build] = false
 		o.Resources = o.Resources.Sub(b.resources)
 		launches[o.ID] = append(launches[o.ID], l.launch(now, b, o))
@@ -478,6 +499,7 @@ func (l *ledger) launch(now time.Time, b *build, o *Offer) *attempt {
 		agent:         o.Agent,
 		hostname:      o.Hostname,
 		agentURL:      o.agentURL,
+		held:          b.rules.values(o),
 		launched:      now,
 		nextReconcile: now.Add(firstReconcile),
 		reconcileWait: reconcileMin,
@@ -490,6 +512,7 @@ func (l *ledger) launch(now time.Time, b *build, o *Offer) *attempt {
 func (l *ledger) track(at *attempt) {
 	l.tasks[at.task] = at
 	at.build.live = append(at.build.live, at)
+	l.placed.add(at.build.rules, at.held)
 }
 
 // taskID is the Mesos task and executor ID of an attempt.
@@ -609,6 +632,7 @@ func (l *ledger) end(now time.Time, at *attempt, u update) {
 // untrack forgets a task that has ended.
 func (l *ledger) untrack(at *attempt) {
 	delete(l.tasks, at.task)
+	l.placed.remove(at.build.rules, at.held)
 	at.build.live = slices.DeleteFunc(at.build.live, func(other *attempt) bool { return other == at })
 	l.wanting = true // what it used is free now
 	l.release(at.build)
@@ -839,35 +863,36 @@ func (l *ledger) explain(b *build, now time.Time) string {
 	if len(l.seen) == 0 {
 		return fmt.Sprintf("no offers yet; the build needs %v", b.resources)
 	}
-	var cpus, mem, disk, gpus, avoided, fits int
+	reasons := make(map[string]int)
 	for _, o := range l.seen {
-		short := b.resources
-		switch {
-		case b.avoid[o.Agent].After(now):
-			avoided++
-		case thousandths(o.Resources.CPUs) < thousandths(short.CPUs):
-			cpus++
-		case thousandths(o.Resources.MemMB) < thousandths(short.MemMB):
-			mem++
-		case thousandths(o.Resources.DiskMB) < thousandths(short.DiskMB):
-			disk++
-		case thousandths(o.Resources.GPUs) < thousandths(short.GPUs):
-			gpus++
-		default:
-			fits++
-		}
+		reasons[l.unfit(b, &o, now)]++
 	}
-	text := fmt.Sprintf("%s seen, none can take %v", plural(len(l.seen), "agent"), b.resources)
-	for _, part := range []struct {
-		n    int
-		what string
-	}{{cpus, "too few cpus"}, {mem, "too little mem"}, {disk, "too little disk"}, {gpus, "too few gpus"},
-		{avoided, "avoided after a failed attempt"}, {fits, "taken by other builds"}} {
-		if part.n > 0 {
-			text += fmt.Sprintf("; %d %s", part.n, part.what)
-		}
+	text := fmt.Sprintf("%s seen, none with room for %v", plural(len(l.seen), "agent"), b.resources)
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		text += fmt.Sprintf("; %d %s", reasons[reason], reason)
 	}
 	return text
+}
+
+// unfit says what is wrong with an offer for b.
+func (l *ledger) unfit(b *build, o *Offer, now time.Time) string {
+	have, want := o.Resources, b.resources
+	switch {
+	case b.avoid[o.Agent].After(now):
+		return "avoided after a failed attempt"
+	case thousandths(have.CPUs) < thousandths(want.CPUs):
+		return "with too few cpus"
+	case thousandths(have.MemMB) < thousandths(want.MemMB):
+		return "with too little mem"
+	case thousandths(have.DiskMB) < thousandths(want.DiskMB):
+		return "with too little disk"
+	case thousandths(have.GPUs) < thousandths(want.GPUs):
+		return "with too few gpus"
+	}
+	if why := l.placed.check(b.rules, o); why.refused() {
+		return "against " + why.constraint()
+	}
+	return "taken by others"
 }
 
 // settle asks for offers when something waits, and stops them when nothing does.
@@ -910,8 +935,11 @@ func classify(at *attempt, u update) (*wire.Outcome, *BuildError) {
 			return outcome, nil
 		}
 	}
-	failure := &BuildError{Phase: at.build.phase(), Class: classOf(u), Err: errors.New(describe(u))}
-	return nil, failure
+	cause := describe(u)
+	if u.source == "SOURCE_EXECUTOR" && len(u.data) == 0 {
+		cause += "; the executor told no outcome: is it portainer's?"
+	}
+	return nil, &BuildError{Phase: at.build.phase(), Class: classOf(u), Err: errors.New(cause)}
 }
 
 // classOf tells the class of a failure that Mesos reports, by mesos

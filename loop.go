@@ -470,14 +470,7 @@ func (l *loop) notify(a actNotice) {
 // release removes the staged context of b, if no other build uses it.
 func (l *loop) release(b *build) {
 	l.f.unstage(b.task.Context)
-	if l.f.stager == nil {
-		return
-	}
-	l.cleanup.Go(func() {
-		if err := l.f.stager.sweep(l.cleanupCtx); err != nil {
-			l.f.cfg.Logger.Warn("staged context could not be removed", "build", b.id, "err", err)
-		}
-	})
+	l.cleanup.Go(func() { l.f.sweepStaging(l.cleanupCtx, b.id) })
 }
 
 // accept launches attempts on one offer.

@@ -93,6 +93,26 @@ type Pending struct {
 	Attempt   int       // the attempt to be launched, from 1
 	Since     time.Time // when it began to wait
 	Avoid     []AgentID // agents that lost an earlier attempt, forgotten after a while
+
+	// Constraints are those of the build. The framework drops placements that
+	// violate one; Allows tells before.
+	Constraints []Constraint
+
+	rules  *rules
+	placed *placed // where builds are, with the placements of this round; shared
+}
+
+// Allows reports whether the constraints of p let it run on o's agent, as things
+// stood when MatchOffers was called.
+func (p *Pending) Allows(o *Offer) bool {
+	return p.placed == nil || !p.placed.check(p.rules, o).refused()
+}
+
+// hold counts p as placed on o.
+func (p *Pending) hold(o *Offer) {
+	if p.placed != nil {
+		p.placed.add(p.rules, p.rules.values(o))
+	}
 }
 
 // A Placement puts a build on an offer.
@@ -142,13 +162,13 @@ func (Spread) MatchOffers(offers []Offer, builds []Pending) []Placement {
 	var full shortages
 	for i := range builds {
 		b := &builds[i]
-		if full.covers(b.Resources) {
+		if full.covers(b) {
 			continue
 		}
 		if offer := room.place(b); offer != "" {
 			placements = append(placements, Placement{Build: b.ID, Offer: offer})
 		} else if len(b.Avoid) == 0 {
-			full.add(b.Resources)
+			full.add(b)
 		}
 	}
 	return placements
@@ -172,16 +192,16 @@ func (FirstFit) MatchOffers(offers []Offer, builds []Pending) []Placement {
 	var full shortages
 	for i := range builds {
 		b := &builds[i]
-		if full.covers(b.Resources) {
+		if full.covers(b) {
 			continue
 		}
 		at := slices.IndexFunc(room, func(r remaining) bool { return r.takes(b) })
 		switch {
 		case at >= 0:
-			room[at].left = room[at].left.Sub(b.Resources)
+			room[at].use(b)
 			placements = append(placements, Placement{Build: b.ID, Offer: room[at].offer.ID})
 		case len(b.Avoid) == 0:
-			full.add(b.Resources)
+			full.add(b)
 		}
 	}
 	return placements
@@ -195,18 +215,35 @@ func available(o *Offer, now time.Time) bool {
 	return o.Unavailable.IsZero() || o.Unavailable.Sub(now) > maintenanceMargin
 }
 
-// shortages are amounts that fitted nowhere. What is no smaller need not be tried:
-// thousands of equal builds in a queue then cost no more than one.
-type shortages []Resources
+// shortages are what fitted nowhere. A build that needs no less under the same
+// constraints need not be tried: thousands of equal builds in a queue then cost no
+// more than one.
+type shortages []shortage
 
-func (s shortages) covers(want Resources) bool {
-	return slices.ContainsFunc(s, func(short Resources) bool { return want.Fits(short) })
+type shortage struct {
+	resources Resources
+	rules     *rules
+	epoch     uint64 // of the constraints, when it was tried
 }
 
-func (s *shortages) add(short Resources) {
+// epoch is that of p's constraints.
+func (p *Pending) epoch() uint64 {
+	if p.placed == nil {
+		return 0
+	}
+	return p.placed.epoch(p.rules)
+}
+
+func (s shortages) covers(p *Pending) bool {
+	return slices.ContainsFunc(s, func(short shortage) bool {
+		return short.rules == p.rules && p.Resources.Fits(short.resources) && short.epoch == p.epoch()
+	})
+}
+
+func (s *shortages) add(p *Pending) {
 	const enough = 16 // kinds of builds; beyond that they are tried in vain
 	if len(*s) < enough {
-		*s = append(*s, short)
+		*s = append(*s, shortage{p.Resources, p.rules, p.epoch()})
 	}
 }
 
@@ -218,7 +255,13 @@ type remaining struct {
 
 // takes reports whether b may be placed there.
 func (r *remaining) takes(b *Pending) bool {
-	return r.left.Fits(b.Resources) && !slices.Contains(b.Avoid, r.offer.Agent)
+	return r.left.Fits(b.Resources) && !slices.Contains(b.Avoid, r.offer.Agent) && b.Allows(r.offer)
+}
+
+// use takes what b needs.
+func (r *remaining) use(b *Pending) {
+	r.left = r.left.Sub(b.Resources)
+	b.hold(r.offer)
 }
 
 // roomiest is a heap of offers, the one with the most cpus left on top.
@@ -248,7 +291,7 @@ func (h *roomiest) place(b *Pending) OfferID {
 		top := &(*h)[0]
 		if top.takes(b) {
 			id := top.offer.ID
-			top.left = top.left.Sub(b.Resources)
+			top.use(b)
 			heap.Fix(h, 0)
 			return id
 		}

@@ -138,6 +138,9 @@ type Config struct {
 	// none.
 	Resources Resources
 
+	// Constraints hold for every build, besides those of its Request.
+	Constraints []Constraint
+
 	// MaxAttempts bounds how often a build is launched when the cluster loses
 	// it. Zero means 3. A build that failed by itself is not retried.
 	MaxAttempts int
@@ -254,6 +257,11 @@ func (cfg *Config) validate() error {
 		bad("Container.Image: %q: an executor in a container uses the engine of its image, so Engine.Host cannot be given too", cfg.Container.Image)
 	}
 	problems = append(problems, cfg.Container.validate()...)
+	for _, c := range cfg.Constraints {
+		if _, err := newRule(c); err != nil {
+			bad("Constraints: %w", err)
+		}
+	}
 	for _, f := range []struct {
 		name  string
 		value float64

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,6 +92,12 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 		return nil, file, err
 	}
 	spec := &buildSpec{id: req.ID, file: req.Dockerfile, maxAttempts: f.cfg.MaxAttempts, oomRetryMB: f.cfg.OOMRetryMemMB}
+	for _, c := range req.Constraints {
+		if _, err := newRule(c); err != nil {
+			return nil, file, err
+		}
+	}
+	spec.constraints = slices.Concat(f.cfg.Constraints, req.Constraints)
 	f.fill(&spec.task, req, file.Metadata())
 	spec.image = spec.task.Registry + "/" + spec.task.Repository
 	spec.resources = Resources{
@@ -265,6 +272,21 @@ func describeStaging(ref staging.Ref, stats staging.PutStats, took time.Duration
 func (f *Framework) unstage(c *wire.Context) {
 	if c != nil {
 		f.stager.release(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
+	}
+}
+
+// sweepTimeout bounds how long the removal of staged contexts is waited for.
+const sweepTimeout = 30 * time.Second
+
+// sweepStaging removes what no build uses any more, id's context above all.
+func (f *Framework) sweepStaging(ctx context.Context, id BuildID) {
+	if f.stager == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
+	if err := f.stager.sweep(ctx); err != nil {
+		f.cfg.Logger.Warn("staged context could not be removed", "build", id, "err", err)
 	}
 }
 

@@ -43,6 +43,7 @@ type record struct {
 	Image       string          `json:"image"`
 	File        string          `json:"file"`
 	Resources   Resources       `json:"resources"`
+	Constraints []Constraint    `json:"constraints,omitempty"`
 	MaxAttempts int             `json:"max_attempts"`
 	OOMRetryMB  float64         `json:"oom_retry_mb,omitempty"`
 	Task        wire.Task       `json:"task"`
@@ -58,14 +59,15 @@ type record struct {
 
 // An attemptRecord is an attempt in the state.
 type attemptRecord struct {
-	N         int       `json:"n"`
-	Agent     AgentID   `json:"agent"`
-	Hostname  string    `json:"hostname"`
-	AgentURL  string    `json:"agent_url"`
-	Launched  time.Time `json:"launched"`
-	Heard     bool      `json:"heard,omitempty"`
-	Running   bool      `json:"running,omitempty"`
-	Abandoned bool      `json:"abandoned,omitempty"`
+	N         int               `json:"n"`
+	Agent     AgentID           `json:"agent"`
+	Hostname  string            `json:"hostname"`
+	AgentURL  string            `json:"agent_url"`
+	Held      map[string]string `json:"held,omitempty"` // attribute values that constraints count
+	Launched  time.Time         `json:"launched"`
+	Heard     bool              `json:"heard,omitempty"`
+	Running   bool              `json:"running,omitempty"`
+	Abandoned bool              `json:"abandoned,omitempty"`
 }
 
 // A failureRecord is a BuildError in the state; the build's own facts are in its
@@ -213,13 +215,13 @@ func (m *logMark) close() error { return m.file.Close() }
 // record is b as the state keeps it.
 func (b *build) record() record {
 	r := record{
-		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB,
+		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB,
 		Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, OOMRaised: b.oomRaised,
 		Done: b.done, Result: b.result,
 	}
 	for _, at := range b.live {
 		r.Attempts = append(r.Attempts, attemptRecord{
-			N: at.n, Agent: at.agent, Hostname: at.hostname, AgentURL: at.agentURL, Launched: at.launched,
+			N: at.n, Agent: at.agent, Hostname: at.hostname, AgentURL: at.agentURL, Held: at.held, Launched: at.launched,
 			Heard: at.heard, Running: at.running, Abandoned: at.abandoned,
 		})
 	}

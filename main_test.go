@@ -1,0 +1,205 @@
+package portainer_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	mesos "github.com/mesos/mesos-go/api/v1/lib"
+
+	"github.com/org/portainer"
+	"github.com/org/portainer/internal/execapi"
+	"github.com/org/portainer/internal/wire"
+)
+
+// TestMain runs the tests, or, started by an agent, an executor that builds
+// nothing: it does what the build argument DO says, so that tests of the framework
+// can have every kind of attempt without an engine.
+func TestMain(m *testing.M) {
+	if os.Getenv("MESOS_EXECUTOR_ID") != "" {
+		os.Exit(actorMain())
+	}
+	code := m.Run()
+	if exampleCluster != nil {
+		if err := exampleCluster.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "cluster of the examples:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// An actor is such an executor.
+type actor struct {
+	client *execapi.Client
+	ctx    context.Context
+	stop   context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu   sync.Mutex
+	kill map[string]context.CancelFunc
+}
+
+func actorMain() int {
+	cfg, err := execapi.FromEnv(os.Getenv)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	a := &actor{client: execapi.New(cfg), ctx: ctx, stop: stop, kill: make(map[string]context.CancelFunc)}
+	connected, hangUp := context.WithCancel(context.Background())
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		_ = a.client.Run(connected, a)
+		stop()
+	})
+	<-ctx.Done()
+	a.wg.Wait()
+	flush, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_ = a.client.Flush(flush)
+	hangUp()
+	reader.Wait()
+	return 0
+}
+
+func (a *actor) Launch(info mesos.TaskInfo) {
+	ctx, cancel := context.WithCancel(a.ctx)
+	a.mu.Lock()
+	a.kill[info.TaskID.Value] = cancel
+	a.mu.Unlock()
+	a.wg.Go(func() {
+		a.act(ctx, info)
+		a.stop() // an executor has one task
+	})
+}
+
+func (a *actor) Kill(task string, _ time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if cancel := a.kill[task]; cancel != nil {
+		cancel()
+	}
+}
+
+func (a *actor) Message([]byte) {}
+
+func (a *actor) Shutdown() { a.stop() }
+
+// act plays one task.
+func (a *actor) act(ctx context.Context, info mesos.TaskInfo) {
+	task, err := wire.DecodeTask(info.Data)
+	if err != nil {
+		panic(err)
+	}
+	log := &actorLog{}
+	a.update(info, mesos.TASK_STARTING, nil)
+	a.update(info, mesos.TASK_RUNNING, nil)
+	log.line(wire.FrameInfo, fmt.Sprintf("attempt %d of %s", task.Attempt, task.Build))
+	log.flush()
+
+	outcome := &wire.Outcome{Started: time.Now()}
+	state := mesos.TASK_FINISHED
+	verb, arg, _ := strings.Cut(task.Args["DO"], ":")
+	if verb == "crash-first" {
+		verb = map[bool]string{true: "crash", false: "push"}[task.Attempt == 1]
+	}
+	switch verb {
+	case "crash":
+		os.Exit(7)
+	case "fail":
+		state = mesos.TASK_FAILED
+		outcome.Failure = &wire.Failure{Class: string(portainer.ClassUser), Phase: string(portainer.PhaseBuild), Step: "RUN false", Line: 3, Message: "exit code: 1"}
+	case "lines":
+		n, _ := strconv.Atoi(arg)
+		for i := range n {
+			log.line(wire.FrameOut, fmt.Sprintf("line %d", i))
+		}
+	case "wait": // until a file is there, or a kill
+		for !exists(arg) {
+			select {
+			case <-ctx.Done():
+				log.flush()
+				a.update(info, mesos.TASK_KILLED, nil)
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	case "tick": // a line every few milliseconds until a file is there
+		for i := 0; !exists(arg); i++ {
+			log.line(wire.FrameOut, fmt.Sprintf("line %d", i))
+			log.flush()
+			hint := wire.Hint{LogSize: log.size}
+			data, _ := hint.Encode()
+			a.client.Message(data)
+			select {
+			case <-ctx.Done():
+				a.update(info, mesos.TASK_KILLED, nil)
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+		}
+	}
+	log.flush()
+	if state == mesos.TASK_FINISHED {
+		outcome.Digest = "sha256:" + strings.Repeat("0", 64)
+		for _, tag := range task.Tags {
+			outcome.Refs = append(outcome.Refs, task.Registry+"/"+task.Repository+":"+tag+"@"+outcome.Digest)
+		}
+		push(task)
+	}
+	outcome.Ended, outcome.LogSize = time.Now(), log.size
+	a.update(info, state, outcome)
+}
+
+// push notes in the file PUSHES, if the task has one, that it pushed.
+func push(task *wire.Task) {
+	file, err := os.OpenFile(task.Args["PUSHES"], os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err == nil {
+		fmt.Fprintf(file, "%s-%d\n", task.Build, task.Attempt)
+		file.Close()
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func (a *actor) update(info mesos.TaskInfo, state mesos.TaskState, outcome *wire.Outcome) {
+	status := mesos.TaskStatus{TaskID: info.TaskID, State: &state}
+	if outcome != nil {
+		status.Data, _ = outcome.Encode()
+	}
+	a.client.Update(status)
+}
+
+// actorLog is the executor's build.log.
+type actorLog struct {
+	buf  []byte
+	size int64
+}
+
+func (l *actorLog) line(kind wire.FrameKind, text string) {
+	l.buf = wire.AppendFrame(l.buf, wire.Frame{Kind: kind, Time: time.Now(), Data: []byte(text)})
+}
+
+func (l *actorLog) flush() {
+	file, err := os.OpenFile(wire.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		panic(err)
+	}
+	n, err := file.Write(l.buf)
+	if err != nil {
+		panic(err)
+	}
+	file.Close()
+	l.size += int64(n)
+	l.buf = l.buf[:0]
+}
