@@ -37,6 +37,7 @@ type buildCommand struct {
 	queueTimeout   time.Duration
 	connectTimeout time.Duration
 	oomRetryMem    memFlag
+	constraints    []string
 
 	dir      string
 	target   string
@@ -108,6 +109,8 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.StringArrayVar(&b.container.Parameters, "container-parameter", nil, "a further flag of docker run, KEY=VALUE, such as cap-add=SYS_ADMIN; may be repeated")
 	f.StringArrayVar(&b.container.Volumes, "container-volume", nil, "a volume of that container, HOST:CONTAINER[:ro]; may be repeated")
 	f.StringVar(&b.container.Network, "container-network", "", "the network of that container (default \"host\")")
+	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, ATTRIBUTE:OPERATOR[:VALUE], the operators being\n"+
+		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
 	f.Var(&b.oomRetryMem, "oom-retry-mem", "memory of one more attempt for a build that ran out of it (default: there is none)")
 	f.DurationVar(&b.timeout, "timeout", 0, "how long a build may take in all (default: no limit)")
 	f.DurationVar(&b.queueTimeout, "queue-timeout", 0, "how long a build may wait for an offer (default: no limit)")
@@ -230,6 +233,14 @@ func (b *buildCommand) images(files []string) ([]*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	var constraints []portainer.Constraint
+	for _, text := range b.constraints {
+		c, err := portainer.ParseConstraint(text)
+		if err != nil {
+			return nil, usagef("--constraint: %w", err)
+		}
+		constraints = append(constraints, c)
+	}
 	var images []*image
 	var problems []error
 	taken := map[string]string{} // image → file
@@ -242,7 +253,7 @@ func (b *buildCommand) images(files []string) ([]*image, error) {
 			problems = append(problems, err)
 			continue
 		}
-		req.Args, req.Labels = args, labels
+		req.Args, req.Labels, req.Constraints = args, labels, constraints
 		name := req.Registry + "/" + req.Repository
 		if other, twice := taken[name]; twice {
 			problems = append(problems, usagef("%s and %s would both be pushed to %s: give them different repositories", other, file, name))

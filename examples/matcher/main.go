@@ -51,7 +51,7 @@ func pack(offers []portainer.Offer, builds []portainer.Pending) []portainer.Plac
 		for i := range rooms {
 			r := &rooms[i]
 			if wantsGPU(build.Image) != (r.offer.Attributes["kind"] == "gpu") ||
-				slices.Contains(build.Avoid, r.offer.Agent) || !r.left.Fits(build.Resources) {
+				slices.Contains(build.Avoid, r.offer.Agent) || !build.Allows(&r.offer) || !r.left.Fits(build.Resources) {
 				continue
 			}
 			r.left = r.left.Sub(build.Resources)
