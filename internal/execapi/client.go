@@ -7,7 +7,6 @@ package execapi
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,7 +30,7 @@ var (
 // from Run's goroutine, and must not block.
 type Handler interface {
 	// Launch starts a task.
-	Launch(task mesos.TaskInfo)
+	Launch(task Task)
 	// Kill ends a task, within grace if that is not 0. The task may be unknown.
 	Kill(taskID string, grace time.Duration)
 	// Message takes what the framework sent.
@@ -58,6 +57,7 @@ type Client struct {
 	wake     chan struct{} // holds a token while there may be something to send
 	changed  chan struct{} // closed and replaced when updates shrink or Run ends
 	shutdown bool          // Handler.Shutdown was called
+	killing  bool          // the framework has TASK_KILLING_STATE
 }
 
 // An update is a status update on its way.
@@ -111,35 +111,22 @@ func New(cfg Config) *Client {
 }
 
 // Update reports the state of a task. It returns at once; the update is sent, and
-// sent again, until the agent has acknowledged it. Source, UUID, and where they
-// are not set executor, agent and time, are filled in.
-func (c *Client) Update(status mesos.TaskStatus) {
-	source := mesos.SOURCE_EXECUTOR
-	status.Source = &source
-	status.UUID = newUUID()
-	if status.ExecutorID == nil {
-		status.ExecutorID = &mesos.ExecutorID{Value: c.cfg.ExecutorID}
-	}
-	if status.AgentID == nil && c.cfg.AgentID != "" {
-		status.AgentID = &mesos.AgentID{Value: c.cfg.AgentID}
-	}
-	if status.Timestamp == nil {
-		now := float64(time.Now().UnixMicro()) / 1e6
-		status.Timestamp = &now
-	}
+// sent again, until the agent has acknowledged it. Agents get the updates of a task
+// in the order of the calls.
+func (c *Client) Update(s Status) {
+	status := c.encode(s)
 	c.mu.Lock()
 	c.updates = append(c.updates, &update{status: status})
 	c.mu.Unlock()
 	c.signal()
 }
 
-// newUUID returns a random UUID; agents refuse what is none.
-func newUUID() []byte {
-	id := make([]byte, 16)
-	_, _ = rand.Read(id)      // never fails
-	id[6] = id[6]&0x0f | 0x40 // version 4
-	id[8] = id[8]&0x3f | 0x80 // variant of RFC 4122
-	return id
+// KillingState reports whether the framework wants to hear of Killing. It is false
+// before the first subscription.
+func (c *Client) KillingState() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.killing
 }
 
 // Message sends data to the framework if it can be done soon. Mesos drops messages

@@ -57,10 +57,11 @@ func TestTasksAndUpdates(t *testing.T) {
 		stop := run(t, c, r)
 		synctest.Wait()
 		require.Equal(t, []string{"launch t1", "launch t2", "launch t3", "kill t2 within 0s", "kill t3 within 3s", "message hello", "shutdown"}, r.log())
+		require.True(t, c.KillingState())
 		var want []string
 		for i := range 100 {
 			id := "t" + strconv.Itoa(i%3+1)
-			c.Update(status(id, mesos.TASK_RUNNING))
+			c.Update(status(id, execapi.Running))
 			want = append(want, id+" TASK_RUNNING")
 		}
 		require.NoError(t, c.Flush(t.Context()))
@@ -106,15 +107,15 @@ func TestAgentRestart(t *testing.T) {
 		r := &recorder{}
 		stop := run(t, c, r)
 		synctest.Wait()
-		c.Update(status("t1", mesos.TASK_STARTING))
-		c.Update(status("t2", mesos.TASK_STARTING))
-		c.Update(status("t1", mesos.TASK_RUNNING))
+		c.Update(status("t1", execapi.Starting))
+		c.Update(status("t2", execapi.Starting))
+		c.Update(status("t1", execapi.Running))
 		synctest.Wait()
 		require.Equal(t, []string{"t1 TASK_STARTING", "t2 TASK_STARTING", "t1 TASK_RUNNING"}, a.received())
 		m.setDown(true)
 		close(broken)
 		time.Sleep(5 * time.Second)
-		c.Update(status("t1", mesos.TASK_FINISHED))
+		c.Update(status("t1", execapi.Finished))
 		a.setStatus(http.StatusServiceUnavailable)
 		m.setDown(false)
 		time.Sleep(5 * time.Second)
@@ -158,7 +159,7 @@ func TestAcknowledgedTaskIsNotNamedAgain(t *testing.T) {
 		c := execapi.New(cfg)
 		stop := run(t, c, &recorder{})
 		synctest.Wait()
-		c.Update(status("t1", mesos.TASK_STARTING))
+		c.Update(status("t1", execapi.Starting))
 		require.NoError(t, c.Flush(t.Context()))
 		close(broken)
 		time.Sleep(time.Second)
@@ -203,7 +204,7 @@ func TestAgentGone(t *testing.T) {
 				if tt.status == 0 {
 					time.AfterFunc(time.Second/2, func() { m.setDown(true) })
 				}
-				c.Update(status("t", mesos.TASK_RUNNING))
+				c.Update(status("t", execapi.Running))
 				flushed := make(chan error, 1)
 				go func() { flushed <- c.Flush(t.Context()) }()
 				err := c.Run(t.Context(), r)
@@ -249,7 +250,7 @@ func TestLostAcknowledgementAndFailedCalls(t *testing.T) {
 		stop := run(t, c, r)
 		synctest.Wait()
 		c.Message([]byte("lost"))
-		c.Update(status("t", mesos.TASK_RUNNING))
+		c.Update(status("t", execapi.Running))
 		began := time.Now()
 		require.NoError(t, c.Flush(t.Context()))
 		// A pause of 1 s, 15 s without acknowledgement, 10 s without answer, 1 s.
@@ -279,7 +280,7 @@ func TestNotSubscribedAnyMore(t *testing.T) {
 	inMemory(t, a, config(true), func(t *testing.T, c *execapi.Client, _ *memory, r *recorder) {
 		stop := run(t, c, r)
 		synctest.Wait()
-		c.Update(status("t", mesos.TASK_RUNNING))
+		c.Update(status("t", execapi.Running))
 		require.NoError(t, c.Flush(t.Context()))
 		require.Equal(t, 2, a.n)
 		require.ErrorIs(t, stop(), context.Canceled)
@@ -317,7 +318,7 @@ func TestSubscribeWithoutAnswer(t *testing.T) {
 func TestFlushEndsWithItsContext(t *testing.T) {
 	c := execapi.New(config(true))
 	require.NoError(t, c.Flush(t.Context()))
-	c.Update(status("t", mesos.TASK_RUNNING))
+	c.Update(status("t", execapi.Running))
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
@@ -385,7 +386,7 @@ func overLoopback(t *testing.T, a *fakeAgent, env map[string]string) error {
 	require.NoError(t, err)
 	c := execapi.New(cfg)
 	stop := run(t, c, &recorder{})
-	c.Update(status("t", mesos.TASK_RUNNING))
+	c.Update(status("t", execapi.Running))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	err = c.Flush(ctx)

@@ -65,7 +65,9 @@ func (s *stream) raw(data string) {
 
 func (s *stream) subscribed() {
 	s.send(&executor.Event{Type: executor.Event_SUBSCRIBED, Subscribed: &executor.Event_Subscribed{
-		ExecutorInfo: mesos.ExecutorInfo{ExecutorID: mesos.ExecutorID{Value: "e"}}, FrameworkInfo: mesos.FrameworkInfo{User: "u", Name: "n"},
+		ExecutorInfo: mesos.ExecutorInfo{ExecutorID: mesos.ExecutorID{Value: "e"}}, FrameworkInfo: mesos.FrameworkInfo{
+			User: "u", Name: "n", Capabilities: []mesos.FrameworkInfo_Capability{{Type: mesos.FrameworkInfo_Capability_TASK_KILLING_STATE}},
+		},
 		AgentInfo: mesos.AgentInfo{Hostname: "h"},
 	}})
 }
@@ -295,7 +297,7 @@ func (r *recorder) add(what string) {
 	}
 }
 
-func (r *recorder) Launch(task mesos.TaskInfo) { r.add("launch " + task.TaskID.Value) }
+func (r *recorder) Launch(task execapi.Task) { r.add("launch " + task.ID) }
 func (r *recorder) Kill(id string, grace time.Duration) {
 	r.add(fmt.Sprintf("kill %s within %v", id, grace))
 }
@@ -327,8 +329,8 @@ func run(t *testing.T, c *execapi.Client, h execapi.Handler) (stop func() error)
 	return stop
 }
 
-func status(id string, state mesos.TaskState) mesos.TaskStatus {
-	return mesos.TaskStatus{TaskID: mesos.TaskID{Value: id}, State: &state}
+func status(id string, state execapi.State) execapi.Status {
+	return execapi.Status{Task: id, State: state}
 }
 
 func config(checkpoint bool) execapi.Config {

@@ -115,6 +115,7 @@ func (c *Client) subscribe(ctx context.Context, h Handler) (subscribed bool, err
 			subscribed = true
 			c.mu.Lock()
 			c.live = true
+			c.killing = hasKillingState(event.Subscribed)
 			c.mu.Unlock()
 			c.log.Info("subscribed", "agent", c.cfg.Endpoint)
 			sender.Go(func() {
@@ -160,6 +161,20 @@ func (c *Client) subscribe(ctx context.Context, h Handler) (subscribed bool, err
 	}
 }
 
+// hasKillingState reports whether the framework has said that it understands
+// TASK_KILLING, which others take for a state they do not know.
+func hasKillingState(s *executor.Event_Subscribed) bool {
+	if s == nil {
+		return false
+	}
+	for _, capability := range s.FrameworkInfo.Capabilities {
+		if capability.Type == mesos.FrameworkInfo_Capability_TASK_KILLING_STATE {
+			return true
+		}
+	}
+	return false
+}
+
 // connect returns the stream that the agent answers SUBSCRIBE with. The call lists
 // every update that is not acknowledged, so they count as sent.
 func (c *Client) connect(ctx context.Context) (io.ReadCloser, error) {
@@ -192,7 +207,7 @@ func (c *Client) launch(h Handler, task mesos.TaskInfo) {
 	c.mu.Lock()
 	c.tasks = append(c.tasks, task)
 	c.mu.Unlock()
-	h.Launch(task)
+	h.Launch(Task{ID: task.TaskID.Value, Name: task.Name, Data: task.Data})
 }
 
 // acknowledged forgets an update that the agent has stored, and the task: the agent
