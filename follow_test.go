@@ -417,7 +417,7 @@ func TestFollowAttempts(t *testing.T) {
 		r.attempt(1)
 		r.write(append(line("first"), "torn"...))
 		r.start(t.Context())
-		synctest.Wait()
+		time.Sleep(pollMax)
 		r.box.post(notice{logEnd: &logEnd{-1}, event: Event{Kind: EventRetrying}})
 		synctest.Wait()
 
@@ -425,7 +425,7 @@ func TestFollowAttempts(t *testing.T) {
 		r.data = line("second")
 		r.mu.Unlock()
 		r.attempt(2)
-		synctest.Wait()
+		time.Sleep(pollMax)
 		r.finish(int64(len(r.data)))
 		<-r.ended
 		require.Equal(t, []string{
@@ -515,15 +515,15 @@ func TestFollowMark(t *testing.T) {
 			<-r.ended
 			return r
 		}
-		first := live(func(r *reader) { r.write(log); r.write(rest[:5]); synctest.Wait() })
+		first := live(func(r *reader) { r.write(log); r.write(rest[:5]); time.Sleep(pollMax) })
 		require.Equal(t, []string{"launched", "step", "log one", "failed"}, first.seen())
 
-		second := live(func(r *reader) { r.write(log); r.write(rest); synctest.Wait() })
+		second := live(func(r *reader) { r.write(log); r.write(rest); time.Sleep(pollMax) })
 		require.Equal(t, []string{"launched", "log two", "failed"}, second.seen())
 		require.Equal(t, "RUN make", second.events[1].Step.Name)
 
 		// Another attempt has another log.
-		third := live(func(r *reader) { r.attempt(2); r.write(line("anew")); synctest.Wait() })
+		third := live(func(r *reader) { r.attempt(2); r.write(line("anew")); time.Sleep(pollMax) })
 		require.Equal(t, []string{"launched", "launched", "log anew", "failed"}, third.seen())
 	})
 }
