@@ -1,0 +1,156 @@
+package seal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Credentials are the secrets of one build. However they are printed, logged or
+// marshalled, only the names of what they hold are seen; Encode is the one way
+// to the values.
+type Credentials struct {
+	// Registries maps a registry as references name it, "host" or "host:port",
+	// to what it wants. Docker Hub is "docker.io".
+	Registries map[string]RegistryAuth
+	// Secrets maps the id of a build secret (RUN --mount=type=secret,id=…) to
+	// its value.
+	Secrets map[string][]byte
+}
+
+// A RegistryAuth is what a registry, or the token server it names, wants to see.
+// The zero value is anonymous.
+type RegistryAuth struct {
+	Username, Password string
+	// IdentityToken is an OAuth2 refresh token; Username is empty or the one it
+	// was given to.
+	IdentityToken string
+	// RegistryToken is a bearer token for the registry itself.
+	RegistryToken string
+}
+
+// redacted is what is shown in the place of secrets.
+const redacted = "[redacted]"
+
+// Empty reports whether there is nothing to be kept secret.
+func (c Credentials) Empty() bool { return len(c.Registries) == 0 && len(c.Secrets) == 0 }
+
+// String names registries and secrets, and shows no value.
+func (c Credentials) String() string {
+	var parts []string
+	for _, host := range slices.Sorted(maps.Keys(c.Registries)) {
+		parts = append(parts, fmt.Sprintf("registry %s: %s", host, c.Registries[host]))
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.Secrets)) {
+		parts = append(parts, fmt.Sprintf("secret %s: %s", id, redacted))
+	}
+	if len(parts) == 0 {
+		return "no credentials"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Format is String whatever the verb: others would print the fields.
+func (c Credentials) Format(s fmt.State, _ rune) { fmt.Fprint(s, c.String()) }
+
+// GoString is String.
+func (c Credentials) GoString() string { return c.String() }
+
+// LogValue is String.
+func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// MarshalText is String, and what encoding/json and its like use.
+func (c Credentials) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// String says how one authenticates, not with what.
+func (a RegistryAuth) String() string {
+	switch {
+	case a == RegistryAuth{}:
+		return "anonymous"
+	case a.RegistryToken != "":
+		return "bearer token " + redacted
+	case a.IdentityToken != "":
+		return "identity token " + redacted
+	default:
+		return fmt.Sprintf("user %q %s", a.Username, redacted)
+	}
+}
+
+// Format is String whatever the verb.
+func (a RegistryAuth) Format(s fmt.State, _ rune) { fmt.Fprint(s, a.String()) }
+
+// GoString is String.
+func (a RegistryAuth) GoString() string { return a.String() }
+
+// LogValue is String.
+func (a RegistryAuth) LogValue() slog.Value { return slog.StringValue(a.String()) }
+
+// MarshalText is String.
+func (a RegistryAuth) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// credentialsVersion grows when an older reader would misread a newer writer.
+const credentialsVersion = 1
+
+// The form in which credentials are sealed.
+type (
+	credentialsJSON struct {
+		Version    int                         `json:"version"`
+		Registries map[string]registryAuthJSON `json:"registries,omitempty"`
+		Secrets    map[string][]byte           `json:"secrets,omitempty"`
+	}
+	registryAuthJSON struct {
+		Username      string `json:"username,omitempty"`
+		Password      string `json:"password,omitempty"`
+		IdentityToken string `json:"identity_token,omitempty"`
+		RegistryToken string `json:"registry_token,omitempty"`
+	}
+)
+
+// Encode returns c with all its values, for Seal and nothing else.
+func (c Credentials) Encode() ([]byte, error) {
+	j := credentialsJSON{Version: credentialsVersion, Secrets: c.Secrets}
+	if len(c.Registries) > 0 {
+		j.Registries = make(map[string]registryAuthJSON, len(c.Registries))
+		for host, a := range c.Registries {
+			j.Registries[host] = registryAuthJSON(a)
+		}
+	}
+	data, err := json.Marshal(j)
+	if err != nil {
+		return nil, fmt.Errorf("encode credentials: %w", err)
+	}
+	return data, nil
+}
+
+// DecodeCredentials reads what Encode wrote. Its errors hold nothing of data.
+func DecodeCredentials(data []byte) (Credentials, error) {
+	var head struct {
+		Version int `json:"version"`
+	}
+	if json.Unmarshal(data, &head) != nil {
+		return Credentials{}, errMalformed
+	}
+	if head.Version != credentialsVersion {
+		return Credentials{}, fmt.Errorf("credentials have version %d, but this executor understands version %d: framework and executor must be of the same release",
+			head.Version, credentialsVersion)
+	}
+	var j credentialsJSON
+	if json.Unmarshal(data, &j) != nil {
+		return Credentials{}, errMalformed
+	}
+	c := Credentials{Secrets: j.Secrets}
+	if len(j.Registries) > 0 {
+		c.Registries = make(map[string]RegistryAuth, len(j.Registries))
+		for host, a := range j.Registries {
+			c.Registries[host] = RegistryAuth(a)
+		}
+	}
+	return c, nil
+}
+
+// errMalformed stands for errors of encoding/json, which quote what they read.
+var errMalformed = errors.New("malformed credentials")
