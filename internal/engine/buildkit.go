@@ -19,6 +19,7 @@ type buildKit struct {
 	c       *bk.Client
 	version string
 	stop    func(ctx context.Context) error // nil if the daemon is not ours
+	guards  guard
 }
 
 // openBuildKit opens the daemon at cfg.Host.
@@ -51,6 +52,8 @@ func dialBuildKit(ctx context.Context, cfg Config, addr string) (*buildKit, erro
 }
 
 func (b *buildKit) name() string { return "buildkitd " + b.version }
+
+func (b *buildKit) guard() guard { return b.guards }
 
 // build implements backend.
 func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, err error) {

@@ -44,7 +44,7 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
 	}
-	h, err := newHome(cfg)
+	h, err := newHome(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b.stop = h.close
+	b.stop, b.guards = h.close, h
 	return b, nil
 }
 

@@ -104,9 +104,26 @@ func cgroupProcesses(cgroup string) []int {
 	return pids
 }
 
-// removeCgroup removes a cgroup and all below it. The kernel lets a cgroup go
-// only some time after its last process.
-func removeCgroup(ctx context.Context, cgroup string) error {
+// missingDirs returns the directories that have to be made for a cgroup, from the
+// top down, in every hierarchy. runc makes them all, and nobody removes those
+// above the cgroup unless we do.
+func missingDirs(cgroup string) []string {
+	var dirs []string
+	for _, root := range hierarchies() {
+		dir := root
+		for _, name := range strings.Split(strings.Trim(cgroup, "/"), "/") {
+			dir = filepath.Join(dir, name)
+			if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	return dirs
+}
+
+// removeCgroup removes a cgroup and all below it, and what of made was made for
+// it. The kernel lets a cgroup go only some time after its last process.
+func removeCgroup(ctx context.Context, cgroup string, made []string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for {
@@ -117,10 +134,17 @@ func removeCgroup(ctx context.Context, cgroup string) error {
 			}
 		}
 		if busy == nil {
-			return nil
+			break
 		}
 		if !pause(ctx, 10*time.Millisecond) {
 			return busy
 		}
 	}
+	for _, dir := range slices.Backward(made) {
+		// Somebody else may have come to use it.
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("remove cgroup %s: %w", dir, err)
+		}
+	}
+	return nil
 }

@@ -34,6 +34,17 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	for k, v := range j.req.Args {
 		opts.BuildArgs[k] = &v
 	}
+	if d.given {
+		// One of our own has a cgroup above all its containers.
+		opts.Memory = int64(j.cfg.MemMB * (1 << 20))
+		opts.MemorySwap = opts.Memory
+		if j.cfg.CPUs > 0 {
+			opts.CPUPeriod, opts.CPUQuota = 100_000, max(1000, int64(j.cfg.CPUs*100_000))
+		}
+	}
+	watching, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	killed := d.watchKills(watching, opts.Memory)
 	body := j.contextWithDockerfile(ctx)
 	opts.Dockerfile = body.dockerfile
 	log := &classicLog{j: j}
@@ -57,6 +68,9 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	}
 	defer resp.Body.Close()
 	image, err = log.read(resp.Body)
+	if err != nil && killed(log.last) {
+		err = shortage{killed: true, limit: opts.Memory}.explain(err, "")
+	}
 	if err != nil && ctx.Err() == nil {
 		var be *portainer.BuildError
 		if !errors.As(err, &be) {
@@ -112,6 +126,7 @@ type classicLog struct {
 	text      string // of the current instruction
 	line      int    // its line
 	container string // that runs the current instruction; "" when none does
+	last      string // that ran last
 	image     string
 }
 
@@ -199,7 +214,7 @@ func (l *classicLog) stream(text string) {
 		return
 	}
 	if m := runningWords.FindStringSubmatch(text); m != nil && l.cur != nil {
-		l.container = m[1]
+		l.container, l.last = m[1], m[1]
 		return
 	}
 	switch {

@@ -32,9 +32,10 @@ type docker struct {
 	cli     *dockerclient.Client
 	version string
 	major   int
-	bridge  bool       // it has a network of its own for containers
-	bk      *bk.Client // its BuildKit; nil if it has none that we can reach
-	stop    func(ctx context.Context) error
+	bridge  bool                            // it has a network of its own for containers
+	bk      *bk.Client                      // its BuildKit; nil if it has none that we can reach
+	stop    func(ctx context.Context) error // nil if the daemon is not ours
+	guards  guard
 
 	tagging sync.Mutex // one build at a time borrows names of images
 }
@@ -128,6 +129,8 @@ func (d *docker) network(want string) string {
 	}
 	return want
 }
+
+func (d *docker) guard() guard { return d.guards }
 
 // build implements backend.
 func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err error) {

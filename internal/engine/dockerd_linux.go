@@ -22,7 +22,7 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
 	}
-	h, err := newHome(cfg)
+	h, err := newHome(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.stop = h.close
+	d.stop, d.guards = h.close, h
 	return d, nil
 }
 

@@ -77,6 +77,8 @@ type backend interface {
 	// build builds j and pushes every tag. It returns the digest of the pushed
 	// manifest and what built it.
 	build(ctx context.Context, j *job) (digest, builtBy string, err error)
+	// guard is what watches over the builds; nil if nothing can.
+	guard() guard
 	// close stops what was started and removes what was made.
 	close(ctx context.Context) error
 }
@@ -153,8 +155,14 @@ func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.R
 	if err != nil {
 		return nil, err
 	}
+	watch := func() shortage { return shortage{} }
+	if g := e.backend.guard(); g != nil {
+		watch = g.watch()
+	}
 	digest, by, err := e.backend.build(ctx, j)
+	short := watch()
 	if err != nil {
+		err = short.explain(err, j.report.lastWords())
 		return nil, j.error(ctx, err)
 	}
 	res := &portainer.Result{

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,11 +37,16 @@ type home struct {
 	ID     string `json:"id"`
 	Data   string `json:"data"`   // directory of the daemon's data
 	Cgroup string `json:"cgroup"` // parent of its containers' cgroups, from the root of every hierarchy
+	// Made are the directories that had to be made for Cgroup.
+	Made []string `json:"made"`
 
 	run    string   // short directory: sockets, pid files, state
 	lock   *os.File // stateFile, locked
 	daemon *daemon  // nil before it is started
+	memory *memory  // what its containers use; nil if they are not bounded
 	log    *slog.Logger
+
+	counting sync.Mutex // of kills
 }
 
 // stopTimeout is how long a daemon may take to end by itself.
@@ -60,7 +66,7 @@ func (h *home) close(ctx context.Context) error {
 }
 
 // newHome makes the directories of a new engine.
-func newHome(cfg Config) (h *home, err error) {
+func newHome(ctx context.Context, cfg Config) (h *home, err error) {
 	if len(cfg.Temp) > maxTemp {
 		return nil, fmt.Errorf("directory for sockets %s: its path is longer than %d bytes", cfg.Temp, maxTemp)
 	}
@@ -72,6 +78,7 @@ func newHome(cfg Config) (h *home, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.RemoveAll(h.run))
+			h = nil
 		}
 	}()
 	sandbox := cfg.Sandbox
@@ -83,11 +90,15 @@ func newHome(cfg Config) (h *home, err error) {
 	}
 	h.Data = filepath.Join(sandbox, "engine-"+h.ID[:8])
 	h.Cgroup = filepath.Join(ownCgroup(), homePrefix+h.ID)
+	h.Made = missingDirs(h.Cgroup)
 	if h.lock, err = h.writeState(); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(h.Data, 0o711); err != nil {
 		return nil, errors.Join(err, h.lock.Close())
+	}
+	if h.memory, err = limit(h.Cgroup, cfg.CPUs, cfg.MemMB); err != nil {
+		return nil, errors.Join(fmt.Errorf("bound what the steps may use: %w", err), h.remove(ctx))
 	}
 	return h, nil
 }
@@ -119,11 +130,15 @@ func (h *home) writeState() (*os.File, error) {
 // cgroups and directories. It is safe to call again.
 func (h *home) remove(ctx context.Context) error {
 	var errs []error
+	if h.memory != nil {
+		errs = append(errs, h.memory.close())
+		h.memory = nil
+	}
 	errs = append(errs, h.killAll(ctx))
 	for _, dir := range []string{h.Data, h.run} {
 		errs = append(errs, unmountBelow(dir))
 	}
-	errs = append(errs, removeCgroup(ctx, h.Cgroup), os.RemoveAll(h.Data))
+	errs = append(errs, removeCgroup(ctx, h.Cgroup, h.Made), os.RemoveAll(h.Data))
 	if err := errors.Join(errs...); err != nil {
 		// The state stays, for a later Sweep.
 		return fmt.Errorf("remove engine %s: %w", h.ID, err)
@@ -131,10 +146,7 @@ func (h *home) remove(ctx context.Context) error {
 	if err := os.RemoveAll(h.run); err != nil {
 		return fmt.Errorf("remove engine %s: %w", h.ID, err)
 	}
-	if h.lock != nil {
-		return h.lock.Close()
-	}
-	return nil
+	return h.lock.Close()
 }
 
 // killAll kills every process that carries our mark or runs in our cgroup, and

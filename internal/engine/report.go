@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,8 +22,20 @@ type reporter struct {
 	ctx  context.Context // for the sink: it lives as long as the call of Build
 	sink portainer.LogSink
 
-	mu    sync.Mutex
-	steps int
+	mu     sync.Mutex
+	steps  int
+	recent [recentLines]string // what steps wrote last, as a ring
+	lines  int                 // how many they have written
+}
+
+// recentLines is how much output is kept to tell why a step has failed.
+const recentLines = 20
+
+// lastWords returns what steps wrote last.
+func (r *reporter) lastWords() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.recent[:], "\n")
 }
 
 func newReporter(ctx context.Context, sink portainer.LogSink) *reporter {
@@ -107,6 +120,8 @@ func (s *step) line(text []byte, stderr bool, at time.Time) {
 		})
 		return
 	}
+	s.r.recent[s.r.lines%recentLines] = string(text[:min(len(text), 4<<10)])
+	s.r.lines++
 	s.r.send(portainer.Event{
 		Kind: portainer.EventLog, Time: at, Text: string(text), Stderr: stderr, Step: portainer.Step{ID: s.step.ID},
 	})
