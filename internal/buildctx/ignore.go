@@ -39,8 +39,7 @@ type ignorer struct {
 }
 
 // readIgnore reads the ignore file for the tree at root: the one named after the
-// Dockerfile if there is one and it is not empty, else .dockerignore. That is the
-// order of BuildKit (frontend/dockerui/config.go).
+// Dockerfile if there is one, even an empty one, else .dockerignore.
 func readIgnore(root, dockerfile string) (*ignorer, error) {
 	if dockerfile != "" {
 		name := dockerfile + ".dockerignore"
@@ -48,7 +47,7 @@ func readIgnore(root, dockerfile string) (*ignorer, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !isNotDir(err) {
 			return nil, fmt.Errorf("read ignore file: %w", err)
 		}
-		if err == nil && len(data) > 0 {
+		if err == nil {
 			return parseIgnore(name, data)
 		}
 	}
