@@ -10,6 +10,7 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -118,7 +119,8 @@ func (o *Outcome) Encode() ([]byte, error) {
 	o.Version = Version
 	if f := o.Failure; f != nil && len(f.Message) > maxMessage {
 		cut := *f
-		cut.Message = f.Message[:maxMessage/2] + " […] " + f.Message[len(f.Message)-maxMessage/2:]
+		cut.Message = strings.ToValidUTF8(f.Message[:maxMessage/2], "") + " […] " +
+			strings.ToValidUTF8(f.Message[len(f.Message)-maxMessage/2:], "")
 		short := *o
 		short.Failure = &cut
 		return json.Marshal(&short)
