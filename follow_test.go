@@ -190,6 +190,9 @@ func (r *reader) count(kind EventKind) int {
 	return n
 }
 
+// pass lets the clock of a synctest bubble go on.
+func pass(d time.Duration) { <-time.After(d) }
+
 func line(text string) []byte {
 	return wire.AppendFrame(nil, wire.Frame{Kind: wire.FrameOut, Time: time.UnixMilli(1e12), Data: []byte(text)})
 }
@@ -237,13 +240,13 @@ func TestFollowWhole(t *testing.T) {
 					log = append(log, line(text)...)
 					want = append(want, strings.TrimSpace("log "+text))
 				}
-				time.Sleep(tt.late)
+				pass(tt.late)
 				size := int64(len(log))
 				for len(log) > 0 {
 					n := min(tt.cut, len(log))
 					r.write(log[:n])
 					log = log[n:]
-					time.Sleep(tt.pause)
+					pass(tt.pause)
 				}
 				if tt.blind {
 					size = -1
@@ -307,7 +310,7 @@ func TestFollowHint(t *testing.T) {
 		r.attempt(1)
 		r.write(line("first"))
 		r.start(t.Context())
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		require.LessOrEqual(t, r.readCount(), 40)
 
 		r.write(line("hinted"))
@@ -315,10 +318,10 @@ func TestFollowHint(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 2, r.count(EventLog))
 
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		written := time.Now()
 		r.write(line("without a hint"))
-		time.Sleep(pollMax)
+		pass(pollMax)
 		synctest.Wait()
 		require.Equal(t, 3, r.count(EventLog))
 		require.LessOrEqual(t, r.times[len(r.times)-1].Sub(written), pollMax)
@@ -327,10 +330,10 @@ func TestFollowHint(t *testing.T) {
 		r.write(line("quick"))
 		r.box.poke()
 		for range 9 {
-			time.Sleep(pollMin + time.Millisecond)
+			pass(pollMin + time.Millisecond)
 			r.write(line("quick"))
 		}
-		time.Sleep(2 * pollMin)
+		pass(2 * pollMin)
 		synctest.Wait()
 		require.Equal(t, 13, r.count(EventLog))
 		r.finish(int64(len(r.data)))
@@ -400,7 +403,7 @@ func TestFollowLateRest(t *testing.T) {
 		size := int64(20 * len(line("0")))
 		r.finish(size)
 		for i := range 20 {
-			time.Sleep(20 * time.Second)
+			pass(20 * time.Second)
 			r.write(line(fmt.Sprint(i % 10)))
 		}
 		<-r.ended
@@ -417,7 +420,7 @@ func TestFollowAttempts(t *testing.T) {
 		r.attempt(1)
 		r.write(append(line("first"), "torn"...))
 		r.start(t.Context())
-		time.Sleep(pollMax)
+		pass(pollMax)
 		r.box.post(notice{logEnd: &logEnd{-1}, event: Event{Kind: EventRetrying}})
 		synctest.Wait()
 
@@ -425,7 +428,7 @@ func TestFollowAttempts(t *testing.T) {
 		r.data = line("second")
 		r.mu.Unlock()
 		r.attempt(2)
-		time.Sleep(pollMax)
+		pass(pollMax)
 		r.finish(int64(len(r.data)))
 		<-r.ended
 		require.Equal(t, []string{
@@ -455,7 +458,7 @@ func TestFollowCancellation(t *testing.T) {
 				r := newReader(t)
 				tt.to(r)
 				r.start(ctx)
-				time.Sleep(time.Second)
+				pass(time.Second)
 				began := time.Now()
 				cancel()
 				<-r.ended
@@ -478,7 +481,7 @@ func TestFollowCancelledDrain(t *testing.T) {
 		r.attempt(1)
 		r.start(ctx)
 		r.finish(1000)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		began := time.Now()
 		cancel()
 		<-r.ended
@@ -515,15 +518,15 @@ func TestFollowMark(t *testing.T) {
 			<-r.ended
 			return r
 		}
-		first := live(func(r *reader) { r.write(log); r.write(rest[:5]); time.Sleep(pollMax) })
+		first := live(func(r *reader) { r.write(log); r.write(rest[:5]); pass(pollMax) })
 		require.Equal(t, []string{"launched", "step", "log one", "failed"}, first.seen())
 
-		second := live(func(r *reader) { r.write(log); r.write(rest); time.Sleep(pollMax) })
+		second := live(func(r *reader) { r.write(log); r.write(rest); pass(pollMax) })
 		require.Equal(t, []string{"launched", "log two", "failed"}, second.seen())
 		require.Equal(t, "RUN make", second.events[1].Step.Name)
 
 		// Another attempt has another log.
-		third := live(func(r *reader) { r.attempt(2); r.write(line("anew")); time.Sleep(pollMax) })
+		third := live(func(r *reader) { r.attempt(2); r.write(line("anew")); pass(pollMax) })
 		require.Equal(t, []string{"launched", "launched", "log anew", "failed"}, third.seen())
 	})
 }
