@@ -8,11 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/dockerfile"
@@ -20,7 +17,7 @@ import (
 
 // A buildCommand is one run of "portainer build".
 type buildCommand struct {
-	*globals
+	frameworkCommand
 
 	to, repository string
 	tags           []string
@@ -28,15 +25,6 @@ type buildCommand struct {
 	insecure       bool
 	cpus           float64
 	mem, disk      memFlag
-	stagingURI     string
-	retries        int
-	engine         string
-	container      portainer.Container
-	privileged     bool
-	timeout        time.Duration
-	queueTimeout   time.Duration
-	connectTimeout time.Duration
-	oomRetryMem    memFlag
 	constraints    []string
 
 	dir      string
@@ -48,12 +36,7 @@ type buildCommand struct {
 	noCache  bool
 	pull     bool
 
-	stream       bool
-	progress     string
-	metadataFile string
-
 	explicit func(flag string) bool // given on the command line, not by the environment
-	results  sync.Mutex             // guards stdout
 }
 
 func newBuild(g *globals) *cobra.Command {
@@ -62,7 +45,7 @@ func newBuild(g *globals) *cobra.Command {
 }
 
 func newBuildCommand(g *globals) (*cobra.Command, *buildCommand) {
-	b := &buildCommand{globals: g}
+	b := &buildCommand{frameworkCommand: frameworkCommand{globals: g}}
 	cmd := &cobra.Command{
 		Use:   "build [flags] DOCKERFILE...",
 		Short: "Build an image from each Dockerfile and push it",
@@ -87,7 +70,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b.explicit = cmd.Flags().Changed
-			return b.run(cmd.Context(), args)
+			return b.build(cmd.Context(), args)
 		},
 	}
 	f := cmd.Flags()
@@ -100,21 +83,8 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.Float64Var(&b.cpus, "build-cpu", 0, "CPUs of a build")
 	f.Var(&b.mem, "build-mem", "memory of a build, in MB or as 512m, 2g")
 	f.Var(&b.disk, "build-disk", "disk of a build, likewise")
-	f.StringVar(&b.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://…\n"+
-		"(default: a temporary directory if the master is on this machine)")
-	f.IntVar(&b.retries, "retries", 3, "how often a build that the cluster lost is launched again")
-	f.StringVar(&b.engine, "engine", "auto", "what builds on the agent: auto, docker (needs --docker-host), dockerd or buildkitd")
-	f.StringVar(&b.container.Image, "container-image", "", "run the executor, and the engine, in a container of this image (docker containerizer)")
-	f.BoolVar(&b.privileged, "container-privileged", true, "run that container with --privileged")
-	f.StringArrayVar(&b.container.Parameters, "container-parameter", nil, "a further flag of docker run, KEY=VALUE, such as cap-add=SYS_ADMIN; may be repeated")
-	f.StringArrayVar(&b.container.Volumes, "container-volume", nil, "a volume of that container, HOST:CONTAINER[:ro]; may be repeated")
-	f.StringVar(&b.container.Network, "container-network", "", "the network of that container (default \"host\")")
 	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, ATTRIBUTE:OPERATOR[:VALUE], the operators being\n"+
 		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
-	f.Var(&b.oomRetryMem, "oom-retry-mem", "memory of one more attempt for a build that ran out of it (default: there is none)")
-	f.DurationVar(&b.timeout, "timeout", 0, "how long a build may take in all (default: no limit)")
-	f.DurationVar(&b.queueTimeout, "queue-timeout", 0, "how long a build may wait for an offer (default: no limit)")
-	f.DurationVar(&b.connectTimeout, "connect-timeout", 15*time.Second, "how long to try to reach a master; 0 means for ever")
 
 	f.StringVar(&b.dir, "context", "", "the directory of the build context (default: the one that holds the Dockerfile)")
 	f.StringVar(&b.target, "target", "", "the stage to build (default: the last)")
@@ -125,19 +95,8 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.BoolVar(&b.noCache, "no-cache", false, "build every step anew")
 	f.BoolVar(&b.pull, "pull", false, "ask the registry for base images even when the engine has them")
 
-	f.BoolVar(&b.stream, "stream", false, "show the output of steps exactly as they write it, without step numbers")
-	f.StringVar(&b.progress, "progress", "plain", "plain shows each step and its output, quiet only what fails")
-	f.StringVar(&b.metadataFile, "metadata-file", "", "write what was built to this file, as JSON")
-
-	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		switch name {
-		case "tags":
-			name = "tag"
-		case "docker-executor-image":
-			name = "container-image"
-		}
-		return pflag.NormalizedName(name)
-	})
+	b.addFlags(f)
+	f.SetNormalizeFunc(normalizeFlag)
 	return cmd, b
 }
 
@@ -159,72 +118,25 @@ func (m *memFlag) String() string {
 
 func (m *memFlag) Type() string { return "size" }
 
-// An image is one Dockerfile of the command line and what became of it.
-type image struct {
-	file   string // as messages call it
-	req    portainer.Request
-	result *portainer.Result
-	err    error
-}
-
-func (b *buildCommand) run(ctx context.Context, files []string) error {
-	if err := b.check(files); err != nil {
-		return err
-	}
-	images, err := b.images(files)
-	if err != nil {
-		return err
-	}
-	site, err := b.openSite(ctx)
-	if err != nil {
-		return err
-	}
-	err = b.buildOn(ctx, site, images)
-	return errors.Join(err, site.close())
-}
-
-// check refuses flags that cannot be meant together.
-func (b *buildCommand) check(files []string) error {
+func (b *buildCommand) build(ctx context.Context, files []string) error {
 	if b.explicit("repository") && len(files) > 1 {
 		return usagef("--repository names one repository, but there are %d Dockerfiles: give each its own with a line \"# portainer: repository=…\"", len(files))
-	}
-	if b.progress != "plain" && b.progress != "quiet" {
-		return usagef("--progress is plain or quiet, not %q", b.progress)
-	}
-	if b.stream && b.progress == "quiet" {
-		return usagef("--stream shows the output that --progress quiet hides: give one of them")
-	}
-	if b.retries < 0 {
-		return usagef("--retries is a number from 0, not %d", b.retries)
 	}
 	if b.cpus < 0 {
 		return usagef("--build-cpu is a number above 0, not %g", b.cpus)
 	}
-	if b.container.Image != "" && b.dockerHost != "" {
-		return usagef("--container-image brings an engine and --docker-host names one: give one of them")
+	if err := b.check(); err != nil {
+		return err
 	}
-	_, err := b.engineConfig()
-	return err
+	jobs, err := b.jobs(files)
+	if err != nil {
+		return err
+	}
+	return b.run(ctx, func(*portainer.Framework) ([]*job, error) { return jobs, nil })
 }
 
-// engineConfig is what --engine and --docker-host say together.
-func (b *buildCommand) engineConfig() (portainer.Engine, error) {
-	switch {
-	case b.engine != "auto" && b.engine != "docker" && b.engine != "dockerd" && b.engine != "buildkitd":
-		return portainer.Engine{}, usagef("--engine is auto, docker, dockerd or buildkitd, not %q", b.engine)
-	case b.engine == "docker" && b.dockerHost == "":
-		return portainer.Engine{}, usagef("--engine docker needs the daemon's address in --docker-host")
-	case b.dockerHost != "" && b.engine != "auto" && b.engine != "docker":
-		return portainer.Engine{}, usagef("--docker-host gives a daemon, but --engine %s starts one: give one of them", b.engine)
-	case b.dockerHost != "":
-		return portainer.Engine{Kind: "docker", Host: b.dockerHost}, nil
-	}
-	return portainer.Engine{Kind: b.engine}, nil
-}
-
-// images reads the Dockerfiles and makes a request of each. Every bad one is
-// reported.
-func (b *buildCommand) images(files []string) ([]*image, error) {
+// jobs reads the Dockerfiles and makes a job of each. Every bad one is reported.
+func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	args, err := b.buildArgs()
 	if err != nil {
 		return nil, err
@@ -241,7 +153,7 @@ func (b *buildCommand) images(files []string) ([]*image, error) {
 		}
 		constraints = append(constraints, c)
 	}
-	var images []*image
+	var jobs []*job
 	var problems []error
 	taken := map[string]string{} // image → file
 	for _, file := range files {
@@ -260,12 +172,14 @@ func (b *buildCommand) images(files []string) ([]*image, error) {
 			continue
 		}
 		taken[name] = file
-		images = append(images, &image{file: file, req: req})
+		jobs = append(jobs, &job{file: file, image: name, build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
+			return f.Build(ctx, req)
+		}})
 	}
 	if len(problems) > 0 {
 		return nil, &usageError{errors.Join(problems...)}
 	}
-	return images, nil
+	return jobs, nil
 }
 
 // request makes the request of one Dockerfile. What a flag says explicitly wins
@@ -347,131 +261,4 @@ func pairs(flag string, values []string) (map[string]string, error) {
 		out[name] = value
 	}
 	return out, nil
-}
-
-// A buildErrors holds the errors of the images that were not built.
-type buildErrors struct{ errs []error }
-
-func (e *buildErrors) Error() string   { return errors.Join(e.errs...).Error() }
-func (e *buildErrors) Unwrap() []error { return e.errs }
-
-// buildOn builds the images, all at once, and tells how each ended.
-func (b *buildCommand) buildOn(ctx context.Context, site *site, images []*image) error {
-	var logs portainer.LogSink = newPlain(b.stderr, b.stream, len(images) > 1)
-	var quiet *quietSink
-	if b.progress == "quiet" {
-		quiet = newQuiet(logs)
-		logs = quiet
-	}
-	engine, err := b.engineConfig()
-	if err != nil {
-		return err
-	}
-	secret, err := b.secret()
-	if err != nil {
-		return err
-	}
-	container := b.container
-	container.Unprivileged = container.Image != "" && !b.privileged
-	framework, err := portainer.New(portainer.Config{
-		Master:          site.master,
-		Role:            b.role,
-		FrameworkID:     b.frameworkID,
-		Principal:       b.principal,
-		Secret:          secret,
-		Staging:         site.bucket,
-		StagingURL:      site.bucketURL,
-		ExecutorURI:     site.executorURI,
-		ExecutorCommand: site.executorCommand,
-		Container:       container,
-		Engine:          engine,
-		MaxAttempts:     b.retries + 1,
-		OOMRetryMemMB:   float64(b.oomRetryMem),
-		ConnectTimeout:  b.connectTimeout,
-		BuildTimeout:    b.timeout,
-		QueueTimeout:    b.queueTimeout,
-		Logs:            logs,
-		Logger:          b.logger,
-	})
-	if err != nil {
-		return err
-	}
-
-	// The framework outlives the builds, so that cancelled ones are killed in
-	// good order.
-	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	ran := make(chan error, 1)
-	go func() { ran <- framework.Run(runCtx) }()
-
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		var builds sync.WaitGroup
-		for _, im := range images {
-			builds.Go(func() {
-				im.result, im.err = framework.Build(ctx, im.req)
-				if im.err == nil {
-					b.tellResult(im.result)
-				}
-			})
-		}
-		builds.Wait()
-	}()
-	select {
-	case <-done:
-	case <-b.abort:
-		return fmt.Errorf("%w twice: did not wait for the cluster to tidy up", errInterrupted)
-	}
-	stop()
-	var runErr error
-	select {
-	case runErr = <-ran:
-	case <-b.abort:
-		return fmt.Errorf("%w twice: did not wait for the cluster to tidy up", errInterrupted)
-	}
-	if errors.Is(runErr, context.Canceled) {
-		runErr = nil
-	}
-	return errors.Join(b.tellErrors(ctx, quiet, images, runErr), b.writeMetadata(images))
-}
-
-// tellResult writes what was pushed as soon as it is known: what comes later may
-// fail.
-func (b *buildCommand) tellResult(r *portainer.Result) {
-	b.results.Lock()
-	defer b.results.Unlock()
-	for _, ref := range r.Refs {
-		fmt.Fprintln(b.stdout, ref)
-	}
-}
-
-// tellErrors shows why images were not built, in the order of the command line.
-func (b *buildCommand) tellErrors(ctx context.Context, quiet *quietSink, images []*image, runErr error) error {
-	if ctx.Err() != nil {
-		complain(b.stderr, errInterrupted)
-		return &toldError{errInterrupted}
-	}
-	var errs []error
-	if runErr != nil {
-		// It explains every build that it stopped.
-		complain(b.stderr, runErr)
-		errs = append(errs, runErr)
-	}
-	for _, im := range images {
-		if im.err == nil {
-			continue
-		}
-		if runErr == nil || !errors.Is(im.err, portainer.ErrStopped) {
-			if quiet != nil {
-				quiet.showTail(ctx, im.err)
-			}
-			complain(b.stderr, im.err)
-		}
-		errs = append(errs, im.err)
-	}
-	if len(errs) == 0 {
-		return nil
-	}
-	return &toldError{&buildErrors{errs}}
 }

@@ -14,13 +14,23 @@ import (
 // hidden.
 const tailLines = 50
 
-// newPlain returns a sink that shows everything: each line of output after the
-// number of its step, unless it shall be raw, and after its image if there are
-// several.
-func newPlain(w io.Writer, raw, several bool) portainer.LogSink {
-	lines := portainer.NewWriterSink(w).WithPrefix(func(ev portainer.Event) string {
+// A display is the LogSink that shows builds to a person: each line of output
+// after the number of its step, unless it shall be raw, and after its image if
+// there are several.
+type display struct {
+	several bool // set before the first event
+	quiet   bool // show only what goes wrong
+	lines   *portainer.WriterSink
+
+	mu    sync.Mutex
+	tails map[portainer.BuildID]*tail // of builds whose output is hidden
+}
+
+func newDisplay(w io.Writer, raw, quiet bool) *display {
+	d := &display{quiet: quiet, tails: map[portainer.BuildID]*tail{}}
+	d.lines = portainer.NewWriterSink(w).WithPrefix(func(ev portainer.Event) string {
 		prefix := ""
-		if several && ev.Image != "" {
+		if d.several && ev.Image != "" {
 			prefix = ev.Image + ": "
 		}
 		if ev.Kind == portainer.EventLog && ev.Step.ID > 0 && !raw {
@@ -28,64 +38,44 @@ func newPlain(w io.Writer, raw, several bool) portainer.LogSink {
 		}
 		return prefix
 	})
-	if several {
-		return lines
-	}
-	return portainer.LogSinkFunc(func(ctx context.Context, ev portainer.Event) {
-		// The end of the only build is the program's own last word.
-		if ev.Kind != portainer.EventFailed {
-			lines.HandleEvent(ctx, ev)
-		}
-	})
-}
-
-// A quietSink shows only that attempts are lost, and the last output of a build
-// that has failed when it is asked to.
-type quietSink struct {
-	plain portainer.LogSink
-
-	mu    sync.Mutex
-	tails map[portainer.BuildID]*tail
-}
-
-func newQuiet(plain portainer.LogSink) *quietSink {
-	return &quietSink{plain: plain, tails: map[portainer.BuildID]*tail{}}
+	return d
 }
 
 // HandleEvent implements portainer.LogSink.
-func (q *quietSink) HandleEvent(ctx context.Context, ev portainer.Event) {
-	switch ev.Kind {
-	case portainer.EventRetrying:
-		q.plain.HandleEvent(ctx, ev)
-	case portainer.EventStep, portainer.EventLog, portainer.EventGap:
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		if q.tails[ev.Build] == nil {
-			q.tails[ev.Build] = &tail{}
+func (d *display) HandleEvent(ctx context.Context, ev portainer.Event) {
+	switch {
+	case ev.Kind == portainer.EventFailed: // the program says so itself
+	case !d.quiet || ev.Kind == portainer.EventRetrying:
+		d.lines.HandleEvent(ctx, ev)
+	case ev.Kind == portainer.EventSucceeded:
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.tails, ev.Build)
+	case ev.Kind == portainer.EventStep, ev.Kind == portainer.EventLog, ev.Kind == portainer.EventGap:
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.tails[ev.Build] == nil {
+			d.tails[ev.Build] = &tail{}
 		}
-		q.tails[ev.Build].add(ev)
-	case portainer.EventSucceeded:
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		delete(q.tails, ev.Build)
+		d.tails[ev.Build].add(ev)
 	}
 }
 
-// showTail shows the last output of the build that err is about.
-func (q *quietSink) showTail(ctx context.Context, err error) {
+// tail shows the last output of the build that err is about, if it was hidden.
+func (d *display) tail(ctx context.Context, err error) {
 	var build *portainer.BuildError
 	if !errors.As(err, &build) {
 		return
 	}
-	q.mu.Lock()
-	t := q.tails[build.ID]
-	delete(q.tails, build.ID)
-	q.mu.Unlock()
+	d.mu.Lock()
+	t := d.tails[build.ID]
+	delete(d.tails, build.ID)
+	d.mu.Unlock()
 	if t == nil {
 		return
 	}
 	for i := range t.events {
-		q.plain.HandleEvent(ctx, t.events[(t.oldest+i)%len(t.events)])
+		d.lines.HandleEvent(ctx, t.events[(t.oldest+i)%len(t.events)])
 	}
 }
 

@@ -27,7 +27,8 @@ func aBuild(id portainer.BuildID, image string) []portainer.Event {
 func TestPlainDisplay(t *testing.T) {
 	show := func(raw, several bool) []string {
 		var out strings.Builder
-		sink := newPlain(&out, raw, several)
+		sink := newDisplay(&out, raw, false)
+		sink.several = several
 		for _, ev := range aBuild("1", "r/a") {
 			sink.HandleEvent(t.Context(), ev)
 		}
@@ -37,13 +38,13 @@ func TestPlainDisplay(t *testing.T) {
 	require.Contains(t, show(false, true), "r/a: #2 cc -o x x.c")
 	require.Contains(t, show(true, false), "cc -o x x.c")
 	require.Contains(t, show(true, true), "r/a: cc -o x x.c")
-	require.NotContains(t, strings.Join(show(false, false), "\n"), "exit status 2", "the program says so at its end")
-	require.Contains(t, strings.Join(show(false, true), "\n"), "exit status 2")
+	require.NotContains(t, strings.Join(show(false, true), "\n"), "exit status 2", "the program says so itself")
 }
 
 func TestQuietDisplayShowsTheEndOfWhatFailed(t *testing.T) {
 	var out strings.Builder
-	quiet := newQuiet(newPlain(&out, false, true))
+	quiet := newDisplay(&out, false, true)
+	quiet.several = true
 	for i := range tailLines + 3 {
 		quiet.HandleEvent(t.Context(), portainer.Event{
 			Build: "1", Image: "r/a", Kind: portainer.EventLog, Text: strings.Repeat("x", i),
@@ -54,7 +55,7 @@ func TestQuietDisplayShowsTheEndOfWhatFailed(t *testing.T) {
 	}
 	require.Empty(t, out.String())
 
-	quiet.showTail(t.Context(), &portainer.BuildError{ID: "1"})
+	quiet.tail(t.Context(), &portainer.BuildError{ID: "1"})
 	var want strings.Builder
 	for i := 3; i < tailLines+3; i++ {
 		want.WriteString("r/a: " + strings.Repeat("x", i) + "\n")
@@ -62,7 +63,7 @@ func TestQuietDisplayShowsTheEndOfWhatFailed(t *testing.T) {
 	require.Equal(t, want.String(), out.String())
 
 	out.Reset()
-	quiet.showTail(t.Context(), &portainer.BuildError{ID: "1"})
-	quiet.showTail(t.Context(), errors.New("of no build"))
+	quiet.tail(t.Context(), &portainer.BuildError{ID: "1"})
+	quiet.tail(t.Context(), errors.New("of no build"))
 	require.Empty(t, out.String(), "shown once")
 }

@@ -8,13 +8,17 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 )
 
-// errInterrupted is the cause of a context that a signal ended.
-var errInterrupted = errors.New("interrupted")
+// The causes of a context that a signal ended.
+var (
+	errInterrupted = errors.New("interrupted")
+	errTerminated  = fmt.Errorf("%w by SIGTERM", errInterrupted)
+)
 
 func main() {
 	signals := make(chan os.Signal, 2)
@@ -29,8 +33,11 @@ func runWithSignals(signals <-chan os.Signal) int {
 	defer cancel(nil)
 	abort := make(chan struct{})
 	go func() {
-		<-signals
-		cancel(errInterrupted)
+		if <-signals == syscall.SIGTERM {
+			cancel(errTerminated)
+		} else {
+			cancel(errInterrupted)
+		}
 		<-signals
 		close(abort)
 	}()

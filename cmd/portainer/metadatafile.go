@@ -21,7 +21,7 @@ type metadataFile struct {
 
 // buildMetadata is what became of one Dockerfile.
 type buildMetadata struct {
-	Dockerfile string     `json:"dockerfile"`
+	Dockerfile string     `json:"dockerfile,omitempty"` // not known to attach
 	Image      string     `json:"image"`
 	Digest     string     `json:"containerimage.digest,omitempty"`
 	Name       string     `json:"image.name,omitempty"` // pushed tags, separated by commas
@@ -41,9 +41,9 @@ type buildMetadata struct {
 	Error string `json:"error,omitempty"`
 }
 
-func metadataOf(im *image) buildMetadata {
-	m := buildMetadata{Dockerfile: im.file, Image: im.req.Registry + "/" + im.req.Repository}
-	if r := im.result; im.err == nil && r != nil {
+func metadataOf(j *job) buildMetadata {
+	m := buildMetadata{Dockerfile: j.file, Image: j.image}
+	if r := j.result; j.err == nil && r != nil {
 		m.Image, m.Digest, m.Refs, m.Engine = r.Image, r.Digest, r.Refs, r.Engine
 		m.Agent, m.Hostname, m.Attempts = string(r.Agent), r.Hostname, r.Attempts
 		m.Started, m.Finished = &r.Started, &r.Finished
@@ -55,35 +55,38 @@ func metadataOf(im *image) buildMetadata {
 		}
 		return m
 	}
-	if im.err == nil {
+	if j.err == nil {
 		return m
 	}
-	m.Error = im.err.Error()
+	m.Error = j.err.Error()
 	var build *portainer.BuildError
-	if errors.As(im.err, &build) {
+	if errors.As(j.err, &build) {
 		m.Class, m.Phase, m.Step, m.Line = string(build.Class), string(build.Phase), build.Step, build.Line
 		m.Agent, m.Hostname, m.Attempts = string(build.Agent), build.Hostname, build.Attempt
+		if m.Image == "" {
+			m.Image = build.Image
+		}
 	}
 	return m
 }
 
 // writeMetadata writes --metadata-file, whole or not at all.
-func (b *buildCommand) writeMetadata(images []*image) error {
-	if b.metadataFile == "" {
+func (c *frameworkCommand) writeMetadata(list []*job) error {
+	if c.metadataFile == "" {
 		return nil
 	}
 	var content metadataFile
-	for _, im := range images {
-		content.Builds = append(content.Builds, metadataOf(im))
+	for _, j := range list {
+		content.Builds = append(content.Builds, metadataOf(j))
 	}
-	if len(images) == 1 {
+	if len(list) == 1 {
 		content.Digest, content.Name = content.Builds[0].Digest, content.Builds[0].Name
 	}
 	data, err := json.MarshalIndent(content, "", "  ")
 	if err != nil {
 		return fmt.Errorf("metadata file: %w", err)
 	}
-	if err := replaceFile(b.metadataFile, append(data, '\n')); err != nil {
+	if err := replaceFile(c.metadataFile, append(data, '\n')); err != nil {
 		return fmt.Errorf("metadata file: %w", err)
 	}
 	return nil

@@ -122,6 +122,9 @@ func TestUsage(t *testing.T) {
 		{"number of agents", []string{"build", "--to", "r.example", "--mesos-master", "local:0", good}, []string{"local:0", "number of agents"}},
 		{"remote without staging", []string{"build", "--to", "r.example", "--mesos-master", "zk://me:hunter2@zk/mesos", good}, []string{"--staging-uri", "zk://…@zk/mesos"}},
 		{"staging in memory", []string{"build", "--to", "r.example", "--staging-uri", "mem://x", good}, []string{"mem://x"}},
+		{"state of a cluster that ends", []string{"build", "--to", "r.example", "--state-dir", dir, good}, []string{"--state-dir", "local"}},
+		{"attach to nothing", []string{"attach"}, []string{"--state-dir"}},
+		{"attach to a missing directory", []string{"attach", "--mesos-master", "127.0.0.1:1", "--state-dir", missing}, []string{missing}},
 		{"arguments of version", []string{"version", "x"}, []string{"takes no arguments"}},
 		{"argument file", []string{"build", "@" + missing}, []string{missing}},
 	}

@@ -42,33 +42,37 @@ func (s *site) close() error {
 
 // openSite brings up or finds everything that a build needs. The caller closes
 // the site.
-func (b *buildCommand) openSite(ctx context.Context) (_ *site, err error) {
-	s := &site{master: b.master}
+func (c *frameworkCommand) openSite(ctx context.Context) (_ *site, err error) {
+	s := &site{master: c.master}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	agents, isLocal, err := localAgents(b.master)
+	agents, isLocal, err := localAgents(c.master)
 	if err != nil {
 		return nil, err
 	}
-	here := isLocal || onThisMachine(b.master) // agents see our files
-	if b.stagingURI == "" && !here {
-		return nil, usagef("--staging-uri is missing: with the master at %s it must say where agents can read what is built, such as s3://bucket or file:///mnt/shared", redactMaster(b.master))
+	here := isLocal || onThisMachine(c.master) // agents see our files
+	if c.stagingURI == "" && !here {
+		return nil, usagef("--staging-uri is missing: with the master at %s it must say where agents can read what is built, such as s3://bucket or file:///mnt/shared", redactMaster(c.master))
 	}
-	ownDir := b.stagingURI == ""
-	if err := s.openBucket(ctx, b.stagingURI); err != nil {
+	ownDir := c.stagingURI == ""
+	uri := c.stagingURI
+	if ownDir && c.stateDir != "" {
+		uri = filepath.Join(c.stateDir, "staging") // who takes over finds it there
+	}
+	if err := s.openBucket(ctx, uri); err != nil {
 		return nil, err
 	}
 	if isLocal {
-		if err := s.startLocal(agents, b.globals); err != nil {
+		if err := s.startLocal(agents, c.globals); err != nil {
 			return nil, err
 		}
 	}
 	// A container does not see this program where it lies.
-	asItLies := (isLocal || here && ownDir) && b.container.Image == ""
-	return s, s.chooseExecutor(ctx, b.executorURI, asItLies)
+	asItLies := (isLocal || here && ownDir) && c.container.Image == ""
+	return s, s.chooseExecutor(ctx, c.executorURI, asItLies)
 }
 
 // localAgents reads "local" and "local:N".

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/org/portainer"
+)
+
+// A frameworkCommand is a command that runs a framework: the flags that say how,
+// and what is common to all of them.
+type frameworkCommand struct {
+	*globals
+
+	stagingURI     string
+	stateDir       string
+	retries        int
+	engine         string
+	container      portainer.Container
+	privileged     bool
+	oomRetryMem    memFlag
+	timeout        time.Duration
+	queueTimeout   time.Duration
+	connectTimeout time.Duration
+
+	stream       bool
+	progress     string
+	metadataFile string
+
+	telling sync.Mutex // one build at a time speaks of its end
+}
+
+func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://…\n"+
+		"(default: a temporary directory if the master is on this machine)")
+	f.StringVar(&c.stateDir, "state-dir", "", "keep there what \"portainer attach\" needs to take over after a crash or SIGTERM")
+	f.IntVar(&c.retries, "retries", 3, "how often a build that the cluster lost is launched again")
+	f.StringVar(&c.engine, "engine", "auto", "what builds on the agent: auto, docker (needs --docker-host), dockerd or buildkitd")
+	f.StringVar(&c.container.Image, "container-image", "", "run the executor, and the engine, in a container of this image (docker containerizer)")
+	f.BoolVar(&c.privileged, "container-privileged", true, "run that container with --privileged")
+	f.StringArrayVar(&c.container.Parameters, "container-parameter", nil, "a further flag of docker run, KEY=VALUE, such as cap-add=SYS_ADMIN; may be repeated")
+	f.StringArrayVar(&c.container.Volumes, "container-volume", nil, "a volume of that container, HOST:CONTAINER[:ro]; may be repeated")
+	f.StringVar(&c.container.Network, "container-network", "", "the network of that container (default \"host\")")
+	f.Var(&c.oomRetryMem, "oom-retry-mem", "memory of one more attempt for a build that ran out of it (default: there is none)")
+	f.DurationVar(&c.timeout, "timeout", 0, "how long a build may take in all (default: no limit)")
+	f.DurationVar(&c.queueTimeout, "queue-timeout", 0, "how long a build may wait for an offer (default: no limit)")
+	f.DurationVar(&c.connectTimeout, "connect-timeout", 15*time.Second, "how long to try to reach a master; 0 means for ever")
+	f.BoolVar(&c.stream, "stream", false, "show the output of steps exactly as they write it, without step numbers")
+	f.StringVar(&c.progress, "progress", "plain", "plain shows each step and its output, quiet only what fails")
+	f.StringVar(&c.metadataFile, "metadata-file", "", "write what was built to this file, as JSON")
+}
+
+// normalizeFlag knows the names that flags had in the original portainer.
+func normalizeFlag(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	switch name {
+	case "tags":
+		name = "tag"
+	case "docker-executor-image":
+		name = "container-image"
+	}
+	return pflag.NormalizedName(name)
+}
+
+// check refuses flags that cannot be meant together.
+func (c *frameworkCommand) check() error {
+	if c.progress != "plain" && c.progress != "quiet" {
+		return usagef("--progress is plain or quiet, not %q", c.progress)
+	}
+	if c.stream && c.progress == "quiet" {
+		return usagef("--stream shows the output that --progress quiet hides: give one of them")
+	}
+	if c.retries < 0 {
+		return usagef("--retries is a number from 0, not %d", c.retries)
+	}
+	if c.container.Image != "" && c.dockerHost != "" {
+		return usagef("--container-image brings an engine and --docker-host names one: give one of them")
+	}
+	if _, isLocal, err := localAgents(c.master); err != nil || isLocal && c.stateDir != "" {
+		if err == nil {
+			err = usagef("--state-dir is for a cluster that outlives this program, but --mesos-master %s ends with it", c.master)
+		}
+		return err
+	}
+	_, err := c.engineConfig()
+	return err
+}
+
+// engineConfig is what --engine and --docker-host say together.
+func (c *frameworkCommand) engineConfig() (portainer.Engine, error) {
+	switch {
+	case c.engine != "auto" && c.engine != "docker" && c.engine != "dockerd" && c.engine != "buildkitd":
+		return portainer.Engine{}, usagef("--engine is auto, docker, dockerd or buildkitd, not %q", c.engine)
+	case c.engine == "docker" && c.dockerHost == "":
+		return portainer.Engine{}, usagef("--engine docker needs the daemon's address in --docker-host")
+	case c.dockerHost != "" && c.engine != "auto" && c.engine != "docker":
+		return portainer.Engine{}, usagef("--docker-host gives a daemon, but --engine %s starts one: give one of them", c.engine)
+	case c.dockerHost != "":
+		return portainer.Engine{Kind: "docker", Host: c.dockerHost}, nil
+	}
+	return portainer.Engine{Kind: c.engine}, nil
+}
+
+// A job is one build and what became of it.
+type job struct {
+	file   string // the Dockerfile, as messages call it; "" if it is not known
+	image  string // "<registry>/<repository>"; likewise
+	build  func(context.Context, *portainer.Framework) (*portainer.Result, error)
+	result *portainer.Result
+	err    error
+}
+
+// id is the build's, once it has ended; "" if it never was one.
+func (j *job) id() portainer.BuildID {
+	var failure *portainer.BuildError
+	switch {
+	case j.result != nil:
+		return j.result.ID
+	case errors.As(j.err, &failure):
+		return failure.ID
+	}
+	return ""
+}
+
+// run does jobs, all at once, on the cluster that the flags name, and tells how
+// each ended.
+func (c *frameworkCommand) run(ctx context.Context, jobs func(*portainer.Framework) ([]*job, error)) error {
+	site, err := c.openSite(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.runOn(ctx, site, jobs), site.close())
+}
+
+func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*portainer.Framework) ([]*job, error)) error {
+	engine, err := c.engineConfig()
+	if err != nil {
+		return err
+	}
+	secret, err := c.secret()
+	if err != nil {
+		return err
+	}
+	container := c.container
+	container.Unprivileged = container.Image != "" && !c.privileged
+	show := newDisplay(c.stderr, c.stream, c.progress == "quiet")
+	framework, err := portainer.New(portainer.Config{
+		Master:          site.master,
+		Role:            c.role,
+		FrameworkID:     c.frameworkID,
+		StateDir:        c.stateDir,
+		Principal:       c.principal,
+		Secret:          secret,
+		Staging:         site.bucket,
+		StagingURL:      site.bucketURL,
+		ExecutorURI:     site.executorURI,
+		ExecutorCommand: site.executorCommand,
+		Container:       container,
+		Engine:          engine,
+		MaxAttempts:     c.retries + 1,
+		OOMRetryMemMB:   float64(c.oomRetryMem),
+		BuildTimeout:    c.timeout,
+		QueueTimeout:    c.queueTimeout,
+		ConnectTimeout:  c.connectTimeout,
+		Logs:            show,
+		Logger:          c.logger,
+	})
+	if err != nil {
+		return err
+	}
+	list, err := jobs(framework)
+	if err != nil {
+		return err
+	}
+	show.several = len(list) > 1
+
+	// The framework outlives the builds, so that cancelled ones are killed in
+	// good order; only when they shall go on without it, it ends first.
+	runCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	buildCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() {
+		if c.stateDir != "" && errors.Is(context.Cause(ctx), errTerminated) {
+			stop(portainer.ErrDetached)
+			return
+		}
+		cancel(context.Cause(ctx))
+	})()
+	ran := make(chan error, 1)
+	go func() { ran <- framework.Run(runCtx) }()
+	ended := make(chan error, 1)
+	go func() {
+		var builds sync.WaitGroup
+		for _, j := range list {
+			builds.Go(func() {
+				j.result, j.err = j.build(buildCtx, framework)
+				c.tell(ctx, framework, show, j)
+			})
+		}
+		builds.Wait()
+		stop(nil)
+		ended <- <-ran
+	}()
+	select {
+	case err = <-ended:
+	case <-c.abort:
+		return fmt.Errorf("%w twice: the cluster may still be tidying up", errInterrupted)
+	}
+	if ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+		// It explains every build that it stopped.
+		complain(c.stderr, err)
+	} else {
+		err = nil
+	}
+	return errors.Join(c.verdict(ctx, list, err), c.writeMetadata(list))
+}
+
+// tell shows how a build ended, as soon as it has: a result may be all that
+// somebody waits for, and what comes later may fail.
+func (c *frameworkCommand) tell(ctx context.Context, framework *portainer.Framework, show *display, j *job) {
+	c.telling.Lock()
+	defer c.telling.Unlock()
+	switch {
+	case j.err == nil:
+		for _, ref := range j.result.Refs {
+			fmt.Fprintln(c.stdout, ref)
+		}
+	case ctx.Err() != nil || errors.Is(j.err, portainer.ErrStopped):
+		return // there is one reason for all of them
+	default:
+		show.tail(ctx, j.err)
+		complain(c.stderr, j.err)
+	}
+	if err := framework.Forget(j.id()); err != nil && !errors.Is(err, portainer.ErrStopped) {
+		c.logger.Warn("state directory keeps a build that is over", "build", j.id(), "err", err)
+	}
+}
+
+// verdict is the error of a run whose builds have all ended and been told.
+func (c *frameworkCommand) verdict(ctx context.Context, list []*job, runErr error) error {
+	if ctx.Err() != nil {
+		err := context.Cause(ctx)
+		if c.stateDir != "" && errors.Is(err, errTerminated) {
+			err = fmt.Errorf("%w: the builds go on, \"portainer attach --state-dir %s\" takes them over", err, c.stateDir)
+		}
+		complain(c.stderr, err)
+		return &toldError{err}
+	}
+	var errs []error
+	if runErr != nil {
+		errs = append(errs, runErr)
+	}
+	for _, j := range list {
+		if j.err != nil {
+			errs = append(errs, j.err)
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return &toldError{&buildErrors{errs}}
+}
+
+// A buildErrors holds the errors of the images that were not built.
+type buildErrors struct{ errs []error }
+
+func (e *buildErrors) Error() string   { return errors.Join(e.errs...).Error() }
+func (e *buildErrors) Unwrap() []error { return e.errs }
