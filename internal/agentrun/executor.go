@@ -1,0 +1,212 @@
+package agentrun
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/org/portainer"
+	"github.com/org/portainer/internal/execapi"
+	"github.com/org/portainer/internal/wire"
+)
+
+// Causes of a task's context.
+var (
+	errKilled   = errors.New("the task was killed")
+	errShutdown = errors.New("the executor was told to shut down")
+)
+
+// executor is the execapi.Handler. It builds one image: a second task would share
+// its log with the first, and the framework never sends one.
+type executor struct {
+	cfg    Config
+	api    execapi.Config
+	client *execapi.Client
+	log    *slog.Logger
+
+	tasks    sync.WaitGroup
+	finished chan struct{} // closed when no task is running and none will
+
+	mu       sync.Mutex
+	task     string                  // ID of the one task; "" before it came
+	kill     context.CancelCauseFunc // ends it
+	killing  bool                    // it was told to end
+	ended    bool                    // its last update is on its way
+	over     bool                    // finished is closed
+	stopping bool                    // told to shut down
+	stopBy   time.Time               // when the agent will have lost patience; zero until stopping
+	left     error                   // what was left behind
+}
+
+func newExecutor(cfg Config, api execapi.Config, client *execapi.Client) *executor {
+	return &executor{cfg: cfg, api: api, client: client, log: cfg.Logger, finished: make(chan struct{})}
+}
+
+// Launch implements execapi.Handler.
+func (x *executor) Launch(task execapi.Task) {
+	log := x.log.With("task", task.ID)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	switch {
+	case x.stopping:
+		log.Info("task refused: shutting down")
+		x.report(task.ID, failed(portainer.PhaseLaunch, portainer.ClassCancelled, errShutdown))
+		return
+	case x.task != "":
+		log.Error("task refused", "present", x.task)
+		x.report(task.ID, failed(portainer.PhaseLaunch, portainer.ClassInvalid,
+			fmt.Errorf("this executor builds one image, and its task is %s", x.task)))
+		return
+	}
+	log.Info("task launched", "name", task.Name)
+	x.task = task.ID
+	ctx, kill := context.WithCancelCause(context.Background())
+	x.kill = kill
+	x.client.Update(execapi.Status{Task: task.ID, State: execapi.Starting})
+	x.tasks.Go(func() {
+		defer kill(nil)
+		x.run(ctx, task)
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.finish()
+	})
+}
+
+// finish closes finished. The caller holds mu.
+func (x *executor) finish() {
+	if !x.over {
+		x.over = true
+		close(x.finished)
+	}
+}
+
+// Kill implements execapi.Handler. A build is broken off at once, whatever the
+// grace.
+func (x *executor) Kill(task string, _ time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if task != x.task || x.ended {
+		x.log.Warn("no such task to kill", "task", task)
+		return
+	}
+	x.end(errKilled)
+}
+
+// end breaks the task off. The caller holds mu.
+func (x *executor) end(why error) {
+	if !x.killing && !x.ended {
+		x.killing = true
+		x.log.Info("task is being killed", "task", x.task, "why", why)
+		if x.client.KillingState() {
+			x.client.Update(execapi.Status{Task: x.task, State: execapi.Killing, Message: why.Error()})
+		}
+	}
+	x.kill(why)
+}
+
+// Message implements execapi.Handler.
+func (x *executor) Message(data []byte) { x.log.Debug("message ignored", "size", len(data)) }
+
+// Shutdown implements execapi.Handler.
+func (x *executor) Shutdown() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.stopping {
+		return
+	}
+	x.stopping = true
+	x.stopBy = time.Now().Add(x.api.ShutdownGrace * 9 / 10)
+	if x.task == "" {
+		x.finish()
+		return
+	}
+	x.end(errShutdown)
+}
+
+// run runs the task to its end, and ends with nothing of it left.
+func (x *executor) run(ctx context.Context, task execapi.Task) {
+	t, err := wire.DecodeTask(task.Data)
+	if err != nil {
+		x.conclude(task.ID, failed(portainer.PhaseLaunch, portainer.ClassInvalid, err))
+		return
+	}
+	log, err := openLog(x.api.Sandbox, x.cfg.Stdout, x.hint)
+	if err != nil {
+		x.conclude(task.ID, failed(portainer.PhaseLaunch, portainer.ClassLaunch, err))
+		return
+	}
+	x.client.Update(execapi.Status{Task: task.ID, State: execapi.Running})
+	a := attempt{cfg: x.cfg, sandbox: x.api.Sandbox, task: t, log: log}
+	outcome := a.run(ctx)
+	if ctx.Err() != nil {
+		// Killed means that nothing of it runs any more.
+		x.leave(a.close(x.closeTime()))
+	}
+	outcome.LogSize = log.close()
+	x.conclude(task.ID, outcome)
+	x.leave(a.close(x.closeTime()))
+}
+
+// closeTime is how long an engine may take to end by itself.
+func (x *executor) closeTime() time.Duration { return x.api.ShutdownGrace * 6 / 10 }
+
+// leave notes what could not be removed.
+func (x *executor) leave(err error) {
+	if err == nil {
+		return
+	}
+	x.log.Error("engine not closed cleanly", "err", err)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.left = errors.Join(x.left, err)
+}
+
+func (x *executor) leftErr() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.left
+}
+
+// ran returns the task that came, if one came.
+func (x *executor) ran() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.task
+}
+
+// conclude sends the last update of the one task. Nothing is said of it after that.
+func (x *executor) conclude(task string, outcome *wire.Outcome) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = true
+	x.report(task, outcome)
+}
+
+// report sends a last update.
+func (x *executor) report(task string, outcome *wire.Outcome) {
+	data, err := outcome.Encode()
+	if err != nil {
+		panic(err) // a struct of strings, numbers and times always encodes
+	}
+	status := execapi.Status{Task: task, State: execapi.Finished, Message: summary(outcome), Data: data}
+	if f := outcome.Failure; f != nil {
+		status.State = execapi.Failed
+		if f.Class == string(portainer.ClassCancelled) {
+			status.State = execapi.Killed
+		}
+	}
+	x.log.Info("task ended", "task", task, "state", string(status.State), "outcome", status.Message)
+	x.client.Update(status)
+}
+
+// hint tells the framework that the log has grown.
+func (x *executor) hint(size int64) {
+	data, err := (&wire.Hint{LogSize: size}).Encode()
+	if err != nil {
+		panic(err) // a struct of numbers always encodes
+	}
+	x.client.Message(data)
+}
