@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"golang.org/x/crypto/bcrypt"
 )
 
 // A Registry is a docker-registry that a test has started.
@@ -28,9 +30,20 @@ func StartRegistry(ctx context.Context, dir string) (*Registry, error) {
 	return startRegistry(ctx, dir, "127.0.0.1:0", "")
 }
 
-// StartPrivateRegistry starts a registry that asks for the name and password in an
-// htpasswd file.
-func StartPrivateRegistry(ctx context.Context, dir, htpasswd string) (*Registry, error) {
+// StartPrivateRegistry starts a registry that asks everybody for that name and
+// password.
+func StartPrivateRegistry(ctx context.Context, dir, user, password string) (*Registry, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+	if err != nil {
+		return nil, err
+	}
+	htpasswd := filepath.Join(dir, "htpasswd")
+	if err := os.WriteFile(htpasswd, fmt.Appendf(nil, "%s:%s\n", user, hash), 0o600); err != nil {
+		return nil, err
+	}
 	return startRegistry(ctx, dir, "127.0.0.1:0", fmt.Sprintf("auth:\n  htpasswd:\n    realm: test\n    path: %s\n", htpasswd))
 }
 

@@ -71,7 +71,11 @@ func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, e
 			}
 		}
 	}
-	resp, err := j.solve(ctx, b.c, j.req.Network, []bk.ExportEntry{export})
+	var resp map[string]string
+	err = j.persist(ctx, func(again bool) (err error) {
+		resp, err = j.solve(ctx, b.c, j.req.Network, []bk.ExportEntry{export}, again)
+		return err
+	})
 	if err != nil {
 		return "", "", err
 	}

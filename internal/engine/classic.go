@@ -34,6 +34,9 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	for k, v := range j.req.Args {
 		opts.BuildArgs[k] = &v
 	}
+	if opts.AuthConfigs, err = j.dockerAuths(ctx); err != nil {
+		return "", failure(portainer.PhaseBuild, portainer.ClassAuth, err)
+	}
 	if d.given {
 		// One of our own has a cgroup above all its containers.
 		opts.Memory = int64(j.cfg.MemMB * (1 << 20))

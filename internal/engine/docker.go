@@ -158,7 +158,7 @@ func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err
 
 // solve builds j with the daemon's BuildKit and returns the image's ID.
 func (d *docker) solve(ctx context.Context, j *job) (image string, err error) {
-	resp, err := j.solve(ctx, d.bk, d.network(j.req.Network), []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{}}})
+	resp, err := j.solve(ctx, d.bk, d.network(j.req.Network), []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{}}}, false)
 	if err != nil {
 		return "", err
 	}

@@ -44,6 +44,9 @@ type Config struct {
 	// HTTP or with a certificate that is not verified.
 	Insecure []string
 
+	// Auth tells credentials for registries. nil means that there are none.
+	Auth AuthFunc
+
 	// Bundler writes the build context. nil means that builds have none: the
 	// engine gets the Dockerfile alone.
 	Bundler portainer.ContextBundler
@@ -159,7 +162,9 @@ func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.R
 	if g := e.backend.guard(); g != nil {
 		watch = g.watch()
 	}
+	j.probe = newProbe(ctx, j)
 	digest, by, err := e.backend.build(ctx, j)
+	j.probe.end()
 	short := watch()
 	if err != nil {
 		err = short.explain(err, j.report.lastWords())
@@ -199,6 +204,7 @@ type job struct {
 	source []byte   // its text
 	script *script  // what it says
 	report *reporter
+	probe  *probe // of the registry that is pushed to
 }
 
 // newJob checks req and reads its Dockerfile.

@@ -42,10 +42,16 @@ func (d *docker) push(ctx context.Context, j *job, id string) (digest string, er
 			}
 		}()
 		step := j.report.begin("pushing "+ref, 0, time.Time{})
-		got, err := d.pushAs(ctx, ref)
+		var got string
+		err = j.persist(ctx, func(bool) error {
+			if got, err = d.pushAs(ctx, j, ref); err != nil {
+				return pushError(j.req.Registry, ref, err)
+			}
+			return nil
+		})
 		if err != nil {
-			step.done(err.Error(), time.Time{})
-			return "", pushError(j.req.Registry, ref, err)
+			step.done(rootCause(err).Error(), time.Time{})
+			return "", err
 		}
 		step.write([]byte(got+"\n"), false, time.Time{})
 		step.done("", time.Time{})
@@ -60,6 +66,10 @@ func (d *docker) push(ctx context.Context, j *job, id string) (digest string, er
 
 // pushError makes the error of a push.
 func pushError(host, ref string, err error) error {
+	var be *portainer.BuildError
+	if errors.As(err, &be) {
+		return err
+	}
 	msg := err.Error()
 	if dockerclientGone(err) {
 		return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w", ref, err))
@@ -72,8 +82,12 @@ func pushError(host, ref string, err error) error {
 }
 
 // pushAs pushes the image that has the name ref.
-func (d *docker) pushAs(ctx context.Context, ref string) (digest string, err error) {
-	auth, err := registry.EncodeAuthConfig(registry.AuthConfig{})
+func (d *docker) pushAs(ctx context.Context, j *job, ref string) (digest string, err error) {
+	creds, err := j.cfg.dockerAuth(ctx, j.req.Registry)
+	if err != nil {
+		return "", failure(portainer.PhasePush, portainer.ClassAuth, err)
+	}
+	auth, err := registry.EncodeAuthConfig(creds)
 	if err != nil {
 		return "", err
 	}

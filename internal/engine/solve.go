@@ -22,8 +22,10 @@ import (
 	"github.com/org/portainer"
 )
 
-// solve builds j with a BuildKit and returns what its exporter says.
-func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports []bk.ExportEntry) (map[string]string, error) {
+// solve builds j with a BuildKit and returns what its exporter says. again means
+// that it was built and could not be pushed: what is built is then taken from the
+// cache, and not reported once more.
+func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports []bk.ExportEntry, again bool) (map[string]string, error) {
 	opt := bk.SolveOpt{
 		Frontend: "dockerfile.v0",
 		FrontendAttrs: map[string]string{
@@ -35,6 +37,7 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 			"context":    oneFile{},
 		},
 		Exports: exports,
+		Session: []session.Attachable{keyring{cfg: j.cfg}},
 	}
 	attrs := opt.FrontendAttrs
 	for k, v := range j.req.Args {
@@ -46,10 +49,10 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 	if j.req.Target != "" {
 		attrs["target"] = j.req.Target
 	}
-	if j.req.NoCache {
+	if j.req.NoCache && !again {
 		attrs["no-cache"] = ""
 	}
-	if j.req.Pull {
+	if j.req.Pull && !again {
 		attrs["image-resolve-mode"] = "pull"
 	}
 	if len(j.req.AddHosts) > 0 {
@@ -75,13 +78,13 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 		attrs["context"] = up.Add(b)
 		delete(opt.LocalMounts, "context")
 		opt.Session = append(opt.Session, session.Attachable(up))
-		resp, err := j.watch(ctx, c, opt)
+		resp, err := j.watch(ctx, c, opt, again)
 		if berr := b.close(); berr != nil {
 			return nil, bundleError(berr)
 		}
 		return resp, err
 	}
-	return j.watch(ctx, c, opt)
+	return j.watch(ctx, c, opt, again)
 }
 
 // maxEmpty is how many messages without content in a row mean that the daemon
@@ -94,11 +97,11 @@ var errEmpty = errors.New("the daemon sends nothing but empty progress messages:
 	"upgrade the daemon, or write less output in one step")
 
 // watch runs a solve and reports its progress.
-func (j *job) watch(ctx context.Context, c *bk.Client, opt bk.SolveOpt) (map[string]string, error) {
+func (j *job) watch(ctx context.Context, c *bk.Client, opt bk.SolveOpt, again bool) (map[string]string, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	statuses := make(chan *bk.SolveStatus)
-	p := &progress{j: j, steps: map[string]*step{}}
+	p := &progress{j: j, steps: map[string]*step{}, exportOnly: again}
 	var reading sync.WaitGroup
 	reading.Go(func() {
 		empty := 0
@@ -130,6 +133,8 @@ type progress struct {
 	j      *job
 	steps  map[string]*step // by digest of the vertex
 	failed *bk.Vertex       // the first that failed
+
+	exportOnly bool // report no step but the export
 }
 
 // update takes one message.
@@ -137,10 +142,13 @@ func (p *progress) update(s *bk.SolveStatus) {
 	for _, v := range s.Vertexes {
 		id := v.Digest.String()
 		st := p.steps[id]
-		if st == nil && v.Started != nil {
+		if st == nil && v.Started != nil && (!p.exportOnly || strings.HasPrefix(v.Name, "exporting ")) {
 			st = p.j.report.begin(v.Name, p.j.script.lineOf(v.Name), *v.Started)
 			st.mayClip = true
 			p.steps[id] = st
+		}
+		if v.Completed != nil && v.Error != "" && p.failed == nil && !strings.HasSuffix(v.Error, context.Canceled.Error()) {
+			p.failed = v
 		}
 		if st == nil {
 			continue
@@ -149,9 +157,6 @@ func (p *progress) update(s *bk.SolveStatus) {
 			st.cached()
 		}
 		if v.Completed != nil {
-			if v.Error != "" && p.failed == nil && !strings.HasSuffix(v.Error, context.Canceled.Error()) {
-				p.failed = v
-			}
 			st.done(v.Error, *v.Completed)
 		}
 	}

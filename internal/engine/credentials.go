@@ -1,0 +1,157 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/docker/docker/api/types/registry"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/auth"
+	"google.golang.org/grpc"
+)
+
+// An AuthFunc tells the name and the secret for a registry, which is its
+// host:port, or "docker.io" for Docker Hub. Two empty strings mean that there are
+// none; the name "<token>" means that the secret is an identity token, as with
+// docker's credential helpers. It is asked anew for every pull and push, from
+// many goroutines, so that it can renew what expires.
+type AuthFunc func(ctx context.Context, registry string) (user, secret string, err error)
+
+const (
+	dockerHub    = "docker.io"
+	dockerHubKey = "https://index.docker.io/v1/" // what Docker calls it where credentials are named
+	tokenUser    = "<token>"
+)
+
+// credentials asks for the credentials for a registry. The error never tells them.
+func (c Config) credentials(ctx context.Context, host string) (user, secret string, err error) {
+	if c.Auth == nil {
+		return "", "", nil
+	}
+	switch host {
+	case "registry-1.docker.io", "index.docker.io", dockerHubKey:
+		host = dockerHub
+	}
+	if user, secret, err = c.Auth(ctx, host); err != nil {
+		return "", "", fmt.Errorf("credentials for registry %s: %w", host, err)
+	}
+	return user, secret, nil
+}
+
+// dockerAuth returns the credentials for a registry as a Docker daemon wants them.
+func (c Config) dockerAuth(ctx context.Context, host string) (registry.AuthConfig, error) {
+	user, secret, err := c.credentials(ctx, host)
+	if err != nil {
+		return registry.AuthConfig{}, err
+	}
+	a := registry.AuthConfig{ServerAddress: host}
+	switch user {
+	case tokenUser:
+		a.IdentityToken = secret
+	default:
+		a.Username, a.Password = user, secret
+	}
+	return a, nil
+}
+
+// dockerAuths returns the credentials for all registries that j may pull from.
+func (j *job) dockerAuths(ctx context.Context) (map[string]registry.AuthConfig, error) {
+	auths := map[string]registry.AuthConfig{}
+	if j.cfg.Auth == nil {
+		return auths, nil
+	}
+	for _, host := range j.script.registries(j.req.Args) {
+		a, err := j.cfg.dockerAuth(ctx, host)
+		if err != nil {
+			return nil, err
+		}
+		if a.Username == "" && a.IdentityToken == "" {
+			continue
+		}
+		if host == dockerHub {
+			host, a.ServerAddress = dockerHubKey, dockerHubKey
+		}
+		auths[host] = a
+	}
+	return auths, nil
+}
+
+// registries returns the registries of the images that a Dockerfile starts from
+// or copies from, each once.
+func (s *script) registries(args map[string]string) []string {
+	vars := map[string]string{}
+	var hosts []string
+	seen := map[string]bool{}
+	add := func(ref string) {
+		ref = os.Expand(ref, func(name string) string {
+			name, def, _ := strings.Cut(name, ":-")
+			return cmp.Or(vars[name], def)
+		})
+		if host := registryOf(ref); ref != "" && !seen[host] {
+			seen[host] = true
+			hosts = append(hosts, host)
+		}
+	}
+	for _, st := range s.stages {
+		if !st.based {
+			continue
+		}
+		// Only an ARG before the first FROM counts in a FROM.
+		for _, in := range s.instructions[:s.stages[0].first] {
+			name, value, _ := strings.Cut(strings.TrimSpace(in.text[len(in.word):]), "=")
+			if v, ok := args[name]; ok {
+				value = v
+			}
+			vars[name] = strings.Trim(value, `"'`)
+		}
+		add(st.base)
+	}
+	for _, in := range s.instructions {
+		if in.word != "COPY" {
+			continue
+		}
+		for _, word := range strings.Fields(in.text)[1:] {
+			if from, ok := strings.CutPrefix(word, "--from="); ok && s.stage(from) < 0 && number(from) < 0 {
+				add(from)
+			}
+		}
+	}
+	return hosts
+}
+
+// registryOf returns the registry of an image's reference.
+func registryOf(ref string) string {
+	first, _, path := strings.Cut(ref, "/")
+	if path && (strings.ContainsAny(first, ".:") || first == "localhost") {
+		return first
+	}
+	return dockerHub
+}
+
+// A keyring answers the BuildKit that asks for credentials in the middle of a
+// build. It gets the tokens itself: only that keeps them from a file in
+// somebody's home directory (buildkit session/auth/authprovider).
+type keyring struct {
+	auth.UnimplementedAuthServer
+	cfg Config
+}
+
+var _ session.Attachable = keyring{}
+
+// Register implements session.Attachable.
+func (k keyring) Register(s *grpc.Server) { auth.RegisterAuthServer(s, k) }
+
+// Credentials implements auth.AuthServer.
+func (k keyring) Credentials(ctx context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
+	user, secret, err := k.cfg.credentials(ctx, req.Host)
+	if err != nil {
+		return nil, err
+	}
+	if user == tokenUser {
+		user = ""
+	}
+	return &auth.CredentialsResponse{Username: user, Secret: secret}, nil
+}
