@@ -151,9 +151,10 @@ type Spread struct{}
 // MatchOffers implements OfferMatcher.
 func (Spread) MatchOffers(offers []Offer, builds []Pending) []Placement {
 	now := time.Now()
+	least := leastOf(builds)
 	room := make(roomiest, 0, len(offers))
 	for i := range offers {
-		if available(&offers[i], now) {
+		if available(&offers[i], now) && offers[i].Resources.Fits(least) {
 			room = append(room, remaining{&offers[i], offers[i].Resources})
 		}
 	}
@@ -165,7 +166,7 @@ func (Spread) MatchOffers(offers []Offer, builds []Pending) []Placement {
 		if full.covers(b) {
 			continue
 		}
-		if offer := room.place(b); offer != "" {
+		if offer := room.place(b, least); offer != "" {
 			placements = append(placements, Placement{Build: b.ID, Offer: offer})
 		} else if len(b.Avoid) == 0 {
 			full.add(b)
@@ -182,9 +183,10 @@ type FirstFit struct{}
 // MatchOffers implements OfferMatcher.
 func (FirstFit) MatchOffers(offers []Offer, builds []Pending) []Placement {
 	now := time.Now()
+	least := leastOf(builds)
 	room := make([]remaining, 0, len(offers))
 	for i := range offers {
-		if available(&offers[i], now) {
+		if available(&offers[i], now) && offers[i].Resources.Fits(least) {
 			room = append(room, remaining{&offers[i], offers[i].Resources})
 		}
 	}
@@ -200,6 +202,9 @@ func (FirstFit) MatchOffers(offers []Offer, builds []Pending) []Placement {
 		case at >= 0:
 			room[at].use(b)
 			placements = append(placements, Placement{Build: b.ID, Offer: room[at].offer.ID})
+			if !room[at].left.Fits(least) {
+				room = slices.Delete(room, at, at+1)
+			}
 		case len(b.Avoid) == 0:
 			full.add(b)
 		}
@@ -213,6 +218,22 @@ const maintenanceMargin = time.Hour
 
 func available(o *Offer, now time.Time) bool {
 	return o.Unavailable.IsZero() || o.Unavailable.Sub(now) > maintenanceMargin
+}
+
+// leastOf is the least that any of builds needs of each resource. What has less
+// left takes none of them and need not be looked at again.
+func leastOf(builds []Pending) Resources {
+	if len(builds) == 0 {
+		return Resources{}
+	}
+	least := builds[0].Resources
+	for i := range builds {
+		r := &builds[i].Resources
+		least = Resources{
+			CPUs: min(least.CPUs, r.CPUs), MemMB: min(least.MemMB, r.MemMB), DiskMB: min(least.DiskMB, r.DiskMB), GPUs: min(least.GPUs, r.GPUs),
+		}
+	}
+	return least
 }
 
 // shortages are what fitted nowhere. A build that needs no less under the same
@@ -279,8 +300,8 @@ func (h *roomiest) Pop() any {
 }
 
 // place takes what b needs from the roomiest offer that has it, and returns that
-// offer's id, or "".
-func (h *roomiest) place(b *Pending) OfferID {
+// offer's id, or "". No build needs less than least.
+func (h *roomiest) place(b *Pending, least Resources) OfferID {
 	var passed []remaining
 	defer func() {
 		for _, r := range passed {
@@ -292,7 +313,11 @@ func (h *roomiest) place(b *Pending) OfferID {
 		if top.takes(b) {
 			id := top.offer.ID
 			top.use(b)
-			heap.Fix(h, 0)
+			if top.left.Fits(least) {
+				heap.Fix(h, 0)
+			} else {
+				heap.Pop(h)
+			}
 			return id
 		}
 		passed = append(passed, heap.Pop(h).(remaining))
