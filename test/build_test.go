@@ -179,7 +179,7 @@ func TestBuildOptions(t *testing.T) {
 		"ctx/in/file": "from the context\n",
 		"d/Dockerfile": "FROM busybox AS base\nARG WORD=none\nARG FROM_ENV\nCOPY in/file /file\n" +
 			"RUN grep -q 10.1.2.3 /etc/hosts && echo $WORD $FROM_ENV > /words\n" +
-			"FROM base AS debug\nRUN false\n" +
+			"FROM base AS debug\nENV B=1\n" +
 			"FROM base AS release\nENV A=1\n" +
 			"FROM busybox\nRUN false\n",
 	})

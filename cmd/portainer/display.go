@@ -45,6 +45,7 @@ func newDisplay(w io.Writer, raw, quiet bool) *display {
 func (d *display) HandleEvent(ctx context.Context, ev portainer.Event) {
 	switch {
 	case ev.Kind == portainer.EventFailed: // the program says so itself
+	case ev.Kind == portainer.EventSucceeded && !d.quiet: // so does its standard output
 	case !d.quiet || ev.Kind == portainer.EventRetrying:
 		d.lines.HandleEvent(ctx, ev)
 	case ev.Kind == portainer.EventSucceeded:
