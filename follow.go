@@ -107,6 +107,7 @@ type follower struct {
 	rest   []byte     // read, but not yet a whole frame
 	steps  map[int]Step
 	wait   time.Duration // until the next reading
+	fresh  bool          // nothing was heard of the attempt yet
 
 	progress time.Time // when something was last read
 }
@@ -114,7 +115,7 @@ type follower struct {
 // begin follows the log of another attempt. What an earlier life has handed on is
 // read again, for the steps in it, but not handed on.
 func (w *follower) begin(s *logSource) error {
-	w.source, w.offset, w.known, w.rest, w.wait = s, 0, 0, nil, pollMin
+	w.source, w.offset, w.known, w.rest, w.wait, w.fresh = s, 0, 0, nil, pollMin, true
 	w.steps = make(map[int]Step)
 	if w.mark == nil {
 		return nil
@@ -295,7 +296,14 @@ func (w *follower) run(ctx context.Context, box *mailbox, cancel func()) (*Resul
 			}
 		}
 		var next <-chan time.Time
-		if w.source != nil && ctx.Err() == nil {
+		switch {
+		case w.source == nil || ctx.Err() != nil:
+		case w.fresh:
+			// There is no log before the executor runs: thousands of builds that
+			// are launched at once need not ask for it.
+			w.fresh = false
+			next = time.After(pollMax)
+		default:
 			more, err := w.poll(ctx)
 			if errors.Is(err, wire.ErrFrame) {
 				w.lose(ctx, -1, err)

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	mesos "github.com/mesos/mesos-go/api/v1/lib"
-
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/execapi"
 	"github.com/org/portainer/internal/wire"
@@ -69,10 +67,10 @@ func actorMain() int {
 	return 0
 }
 
-func (a *actor) Launch(info mesos.TaskInfo) {
+func (a *actor) Launch(info execapi.Task) {
 	ctx, cancel := context.WithCancel(a.ctx)
 	a.mu.Lock()
-	a.kill[info.TaskID.Value] = cancel
+	a.kill[info.ID] = cancel
 	a.mu.Unlock()
 	a.wg.Go(func() {
 		a.act(ctx, info)
@@ -93,19 +91,19 @@ func (a *actor) Message([]byte) {}
 func (a *actor) Shutdown() { a.stop() }
 
 // act plays one task.
-func (a *actor) act(ctx context.Context, info mesos.TaskInfo) {
+func (a *actor) act(ctx context.Context, info execapi.Task) {
 	task, err := wire.DecodeTask(info.Data)
 	if err != nil {
 		panic(err)
 	}
 	log := &actorLog{}
-	a.update(info, mesos.TASK_STARTING, nil)
-	a.update(info, mesos.TASK_RUNNING, nil)
+	a.update(info, execapi.Starting, nil)
+	a.update(info, execapi.Running, nil)
 	log.line(wire.FrameInfo, fmt.Sprintf("attempt %d of %s", task.Attempt, task.Build))
 	log.flush()
 
 	outcome := &wire.Outcome{Started: time.Now()}
-	state := mesos.TASK_FINISHED
+	state := execapi.Finished
 	verb, arg, _ := strings.Cut(task.Args["DO"], ":")
 	if verb == "crash-first" {
 		verb = map[bool]string{true: "crash", false: "push"}[task.Attempt == 1]
@@ -114,7 +112,7 @@ func (a *actor) act(ctx context.Context, info mesos.TaskInfo) {
 	case "crash":
 		os.Exit(7)
 	case "fail":
-		state = mesos.TASK_FAILED
+		state = execapi.Failed
 		outcome.Failure = &wire.Failure{Class: string(portainer.ClassUser), Phase: string(portainer.PhaseBuild), Step: "RUN false", Line: 3, Message: "exit code: 1"}
 	case "lines":
 		n, _ := strconv.Atoi(arg)
@@ -126,7 +124,7 @@ func (a *actor) act(ctx context.Context, info mesos.TaskInfo) {
 			select {
 			case <-ctx.Done():
 				log.flush()
-				a.update(info, mesos.TASK_KILLED, nil)
+				a.update(info, execapi.Killed, nil)
 				return
 			case <-time.After(5 * time.Millisecond):
 			}
@@ -140,14 +138,14 @@ func (a *actor) act(ctx context.Context, info mesos.TaskInfo) {
 			a.client.Message(data)
 			select {
 			case <-ctx.Done():
-				a.update(info, mesos.TASK_KILLED, nil)
+				a.update(info, execapi.Killed, nil)
 				return
 			case <-time.After(2 * time.Millisecond):
 			}
 		}
 	}
 	log.flush()
-	if state == mesos.TASK_FINISHED {
+	if state == execapi.Finished {
 		outcome.Digest = "sha256:" + strings.Repeat("0", 64)
 		for _, tag := range task.Tags {
 			outcome.Refs = append(outcome.Refs, task.Registry+"/"+task.Repository+":"+tag+"@"+outcome.Digest)
@@ -172,8 +170,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-func (a *actor) update(info mesos.TaskInfo, state mesos.TaskState, outcome *wire.Outcome) {
-	status := mesos.TaskStatus{TaskID: info.TaskID, State: &state}
+func (a *actor) update(info execapi.Task, state execapi.State, outcome *wire.Outcome) {
+	status := execapi.Status{Task: info.ID, State: state}
 	if outcome != nil {
 		status.Data, _ = outcome.Encode()
 	}
