@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/org/portainer/internal/wire"
@@ -36,6 +37,8 @@ type ledger struct {
 	wanting    bool      // something changed since, so that asking again can help
 	lastRevive time.Time // bounds how often
 
+	explanations int // that the present tick has left
+
 	out []action
 }
 
@@ -59,6 +62,10 @@ const (
 	// refuseIdle is for offers that arrive when nothing waits. The next REVIVE
 	// clears it.
 	refuseIdle = time.Hour
+
+	// explainAtOnce bounds how many builds are told in one tick why they wait: it
+	// takes a look at every agent.
+	explainAtOnce = 64
 
 	// youngTask is how long the master may not know a task that was just
 	// accepted: launches are authorized asynchronously, and a reconciliation
@@ -516,7 +523,7 @@ func (l *ledger) track(at *attempt) {
 }
 
 // taskID is the Mesos task and executor ID of an attempt.
-func taskID(id BuildID, n int) string { return fmt.Sprintf("%s-%d", id, n) }
+func taskID(id BuildID, n int) string { return string(id) + "-" + strconv.Itoa(n) }
 
 // log says where the log of at is.
 func (at *attempt) log() *logSource {
@@ -773,7 +780,7 @@ func (l *ledger) kill(now time.Time, at *attempt) {
 // tick does what is due by the clock.
 func (l *ledger) tick(now time.Time) {
 	due := make(map[string]AgentID)
-	for _, at := range sortedAttempts(l.tasks) {
+	for _, at := range l.dueAttempts(now) {
 		l.tickAttempt(now, at)
 		if l.tasks[at.task] != nil && !at.nextReconcile.After(now) {
 			due[at.task] = at.agent
@@ -784,18 +791,42 @@ func (l *ledger) tick(now time.Time) {
 	if len(due) > 0 && l.connected {
 		l.do(actReconcile{due})
 	}
+	l.explanations = explainAtOnce
 	for _, b := range slices.Clone(l.queue) {
 		l.tickQueued(now, b)
 	}
-	if l.policy.buildTimeout > 0 {
-		for _, b := range l.sortedBuilds() {
-			if !b.done && now.Sub(b.submitted) >= l.policy.buildTimeout {
-				l.fail(now, b, b.current, &BuildError{Phase: b.phase(), Class: ClassTimeout, Err: fmt.Errorf(
-					"not done after %v, the limit of a build; it was in phase %s", l.policy.buildTimeout, b.phase())})
-			}
-		}
+	for _, b := range l.dueBuilds(now) {
+		l.fail(now, b, b.current, &BuildError{Phase: b.phase(), Class: ClassTimeout, Err: fmt.Errorf(
+			"not done after %v, the limit of a build; it was in phase %s", l.policy.buildTimeout, b.phase())})
 	}
 	l.settle(now)
+}
+
+// dueAttempts returns the attempts for which something may be due: few of many.
+func (l *ledger) dueAttempts(now time.Time) []*attempt {
+	due := make(map[string]*attempt)
+	for id, at := range l.tasks {
+		if !at.nextReconcile.After(now) || !at.nextKill.IsZero() && !at.nextKill.After(now) ||
+			!at.unreachable.IsZero() || !at.ended.IsZero() || !at.running && now.Sub(at.launched) >= l.policy.launchTimeout {
+			due[id] = at
+		}
+	}
+	return sortedAttempts(due)
+}
+
+// dueBuilds returns the builds that have taken too long.
+func (l *ledger) dueBuilds(now time.Time) []*build {
+	if l.policy.buildTimeout == 0 {
+		return nil
+	}
+	var due []*build
+	for _, b := range l.builds {
+		if !b.done && now.Sub(b.submitted) >= l.policy.buildTimeout {
+			due = append(due, b)
+		}
+	}
+	slices.SortFunc(due, func(a, b *build) int { return cmp.Compare(a.id, b.id) })
+	return due
 }
 
 // sortedBuilds makes the order of actions independent of the map's.
@@ -842,17 +873,20 @@ func (l *ledger) tickQueued(now time.Time, b *build) {
 		l.wanting = true // its backoff ended since offers were last asked for
 	}
 	waited := now.Sub(b.since)
-	if l.policy.queueTimeout > 0 && waited >= l.policy.queueTimeout {
+	overdue := l.policy.queueTimeout > 0 && waited >= l.policy.queueTimeout
+	if !overdue && now.Sub(b.explained) < l.policy.explainEvery || l.explanations == 0 {
+		return
+	}
+	l.explanations--
+	if overdue {
 		l.fail(now, b, nil, &BuildError{Phase: PhaseQueue, Class: ClassTimeout, Err: fmt.Errorf(
 			"no offer fitted within %v: %s", l.policy.queueTimeout, l.explain(b, now))})
 		return
 	}
-	if now.Sub(b.explained) >= l.policy.explainEvery {
-		b.explained = now
-		ev := event(now, b, nil, EventWaiting)
-		ev.Text = fmt.Sprintf("waiting for %v: %s", waited.Round(time.Second), l.explain(b, now))
-		l.notice(b, notice{event: ev})
-	}
+	b.explained = now
+	ev := event(now, b, nil, EventWaiting)
+	ev.Text = fmt.Sprintf("waiting for %v: %s", waited.Round(time.Second), l.explain(b, now))
+	l.notice(b, notice{event: ev})
 }
 
 // explain says why b still waits.

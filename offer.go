@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -57,17 +58,20 @@ func (r Resources) Sub(used Resources) Resources {
 
 // String shows cpus and mem, and the others that are not zero.
 func (r Resources) String() string {
-	text := fmt.Sprintf("cpus:%g mem:%g", rounded(r.CPUs), rounded(r.MemMB))
+	text := "cpus:" + decimalText(r.CPUs) + " mem:" + decimalText(r.MemMB)
 	if r.DiskMB != 0 {
-		text += fmt.Sprintf(" disk:%g", rounded(r.DiskMB))
+		text += " disk:" + decimalText(r.DiskMB)
 	}
 	if r.GPUs != 0 {
-		text += fmt.Sprintf(" gpus:%g", rounded(r.GPUs))
+		text += " gpus:" + decimalText(r.GPUs)
 	}
 	return text
 }
 
-func rounded(v float64) float64 { return float64(thousandths(v)) / 1000 }
+// decimalText writes a scalar as Mesos does, without an exponent.
+func decimalText(v float64) string {
+	return strconv.FormatFloat(float64(thousandths(v))/1000, 'f', -1, 64)
+}
 
 // An Offer is what one agent can give at this moment to one role of this
 // framework.
@@ -405,7 +409,7 @@ func attributeText(a *mesos.Attribute) string {
 	case a.Text != nil:
 		return a.Text.Value
 	case a.Scalar != nil:
-		return fmt.Sprintf("%g", rounded(a.Scalar.Value))
+		return decimalText(a.Scalar.Value)
 	case a.Ranges != nil:
 		parts := make([]string, len(a.Ranges.Range))
 		for i, r := range a.Ranges.Range {

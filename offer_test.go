@@ -254,7 +254,9 @@ func benchmarkMatcher(b *testing.B, matcher portainer.OfferMatcher) {
 		cpus  float64 // of an offer
 	}{
 		{"equal", func(i int) portainer.Pending { return pending(fmt.Sprint(i), 1.1, 1088) }, 8},
-		{"kinds=100", func(i int) portainer.Pending { return pending(fmt.Sprint(i), 0.5+float64(i%10)/4, float64(512+i%100/10*256)) }, 8},
+		{"kinds=100", func(i int) portainer.Pending {
+			return pending(fmt.Sprint(i), 0.5+float64(i%10)/4, float64(512+i%100/10*256))
+		}, 8},
 		{"avoiding", func(i int) portainer.Pending {
 			return pending(fmt.Sprint(i), 1.1, 1088, portainer.AgentID(fmt.Sprintf("agent-o%d", i%1000)))
 		}, 8},
