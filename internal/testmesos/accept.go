@@ -142,8 +142,9 @@ func (m *master) applyOperation(f *framework, a *agentRecord, role string, op *m
 			m.sendStatus(f, masterStatus(t.TaskID.Value, t.AgentID.Value, mesos.TASK_ERROR, reason, err.Error()))
 			continue
 		}
-		left = m.launch(f, a, t, t.Executor, left)
-		m.deliver(f, a, []*mesos.TaskInfo{t}, t.Executor, false)
+		var fresh bool
+		left, fresh = m.launch(f, a, t, t.Executor, left)
+		m.deliver(f, a, []*mesos.TaskInfo{t}, t.Executor, false, fresh)
 	}
 	return left
 }
@@ -160,17 +161,23 @@ func (m *master) launchGroup(f *framework, a *agentRecord, group *mesos.Offer_Op
 		return fail(err.Error())
 	}
 	var tasks []*mesos.TaskInfo
+	anyFresh := false
 	for i := range group.TaskGroup.Tasks {
 		t := &group.TaskGroup.Tasks[i]
-		left = m.launch(f, a, t, &group.Executor, left)
+		var fresh bool
+		left, fresh = m.launch(f, a, t, &group.Executor, left)
+		anyFresh = anyFresh || fresh
 		tasks = append(tasks, t)
 	}
-	m.deliver(f, a, tasks, &group.Executor, true)
+	if len(tasks) > 0 {
+		m.deliver(f, a, tasks, &group.Executor, true, anyFresh)
+	}
 	return left
 }
 
-// launch books one task, and its executor if that is new.
-func (m *master) launch(f *framework, a *agentRecord, info *mesos.TaskInfo, ex *mesos.ExecutorInfo, left resources) resources {
+// launch books one task, and its executor if that is new. It returns what is
+// left of the resources, and whether the agent has to start the executor.
+func (m *master) launch(f *framework, a *agentRecord, info *mesos.TaskInfo, ex *mesos.ExecutorInfo, left resources) (rest resources, fresh bool) {
 	t := &task{
 		info:      info,
 		framework: f,
@@ -186,15 +193,16 @@ func (m *master) launch(f *framework, a *agentRecord, info *mesos.TaskInfo, ex *
 				a.executors[f.id] = map[string]*mesos.ExecutorInfo{}
 			}
 			a.executors[f.id][t.executorID] = ex
+			fresh = true
 			left, _ = left.minus(newResources(ex.Resources))
 		}
 	}
 	m.addTask(t)
-	return left
+	return left, fresh
 }
 
 // deliver sends tasks to their agent.
-func (m *master) deliver(f *framework, a *agentRecord, tasks []*mesos.TaskInfo, ex *mesos.ExecutorInfo, group bool) {
+func (m *master) deliver(f *framework, a *agentRecord, tasks []*mesos.TaskInfo, ex *mesos.ExecutorInfo, group, fresh bool) {
 	fi := f.internalInfo()
 	msg := Message{Type: "RUN_TASK", Framework: f.id, Task: tasks[0].TaskID.Value}
 	if ex != nil {
@@ -203,7 +211,7 @@ func (m *master) deliver(f *framework, a *agentRecord, tasks []*mesos.TaskInfo, 
 	if group {
 		msg.Type = "RUN_TASK_GROUP"
 	}
-	m.tell(a, msg, func(agent *Agent) { agent.onRunTasks(fi, ex, tasks, group) })
+	m.tell(a, msg, func(agent *Agent) { agent.onRunTasks(fi, ex, tasks, group, fresh) })
 }
 
 // upgradeOperation checks the resources of an operation and brings them into

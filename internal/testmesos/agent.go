@@ -30,6 +30,7 @@ type Agent struct {
 	total   resources
 	attrs   []mesos.Attribute
 	files   files
+	ready   chan struct{} // closed when the agent has registered for the first time
 
 	// What follows belongs to the actor.
 	state      agentState
@@ -39,7 +40,9 @@ type Agent struct {
 	frameworks map[string]*agentFramework
 	updates    map[taskKey]*updateQueue
 	drain      *drain
-	recovery   *timer
+	retry      *timer   // of the registration
+	recovery   *timer   // ends agentRecovering
+	held       []func() // what happened in containers while the agent was down
 
 	partitioned atomic.Bool // no message passes between agent and master
 
@@ -133,6 +136,7 @@ func newAgent(c *Cluster, index int, cfg AgentConfig) (*Agent, error) {
 		workDir:    filepath.Join(c.workDir, fmt.Sprintf("agent-%d", index)),
 		frameworks: map[string]*agentFramework{},
 		updates:    map[taskKey]*updateQueue{},
+		ready:      make(chan struct{}),
 	}
 	var err error
 	if a.total, err = parseResources(cfg.Resources); err != nil {
@@ -171,8 +175,15 @@ func (a *Agent) fromMaster(m *master, f func(*Agent)) {
 	f(a)
 }
 
-// tell sends a message to the leading master. It is lost if there is none.
+// tell sends a message to the leading master. It is lost if there is none, or
+// if the agent is not registered with it.
 func (a *Agent) tell(msg Message, f func(m *master)) {
+	if a.registered && a.state == agentRunning {
+		a.tellAnyway(msg, f)
+	}
+}
+
+func (a *Agent) tellAnyway(msg Message, f func(m *master)) {
 	m := a.master
 	if m == nil {
 		return
@@ -184,28 +195,36 @@ func (a *Agent) tell(msg Message, f func(m *master)) {
 // follow makes the agent register with a new leader, or with none.
 func (a *Agent) follow(m *master) {
 	a.master, a.registered = m, false
-	if m == nil || a.state != agentRunning {
-		return
-	}
 	a.signUp()
 }
 
+// registerBackoff is how long an agent waits for an answer to its
+// registration before it tries again.
+const registerBackoff = time.Second
+
 // signUp registers for the first time, or again with all that runs here.
 func (a *Agent) signUp() {
+	a.retry.stop()
 	if a.master == nil || a.state != agentRunning {
 		return
 	}
-	id := a.ID()
-	if id == "" {
-		a.tell(Message{Type: "REGISTER"}, func(m *master) { m.onRegister(a) })
-		return
+	if a.ID() == "" {
+		a.tellAnyway(Message{Type: "REGISTER"}, func(m *master) { m.onRegister(a) })
+	} else {
+		report := a.report()
+		a.tellAnyway(Message{Type: "REREGISTER"}, func(m *master) { m.onReregister(a, report) })
 	}
-	report := a.report()
-	a.tell(Message{Type: "REREGISTER"}, func(m *master) { m.onReregister(a, report) })
+	a.retry = a.after(registerBackoff, func() {
+		if !a.registered {
+			a.signUp()
+		}
+	})
 }
 
-// onRegistered takes the answer to either registration.
-func (a *Agent) onRegistered(id string) {
+// onRegistered takes the answer to either registration. The master names tasks
+// that it knows and the agent did not report.
+func (a *Agent) onRegistered(id string, missing []missingTask) {
+	a.retry.stop()
 	a.registered = true
 	if a.info == nil {
 		a.idMu.Lock()
@@ -213,11 +232,26 @@ func (a *Agent) onRegistered(id string) {
 		a.idMu.Unlock()
 		a.info = a.describe(id)
 		a.log = a.c.cfg.Logger.With("agent", id)
+		close(a.ready)
 	}
 	// What the scheduler has not acknowledged is sent again at once.
 	for _, q := range a.updates {
 		a.resend(q)
 	}
+	for _, t := range missing {
+		if f := a.frameworks[t.framework]; f != nil && f.executorOf(t.task) != nil {
+			continue
+		}
+		s := agentStatus(t.task, "", t.caps.or(mesos.TASK_DROPPED), mesos.REASON_RECONCILIATION, "Reconciliation: task unknown to the agent")
+		s.AgentID = &mesos.AgentID{Value: a.ID()}
+		a.enqueue(t.framework, s)
+	}
+}
+
+// A missingTask is one that the master knows and an agent did not report.
+type missingTask struct {
+	framework, task string
+	caps            capabilities
 }
 
 // describe makes the AgentInfo.
@@ -312,44 +346,67 @@ func (a *Agent) onUpdateFramework(info *mesos.FrameworkInfo) {
 	}
 }
 
-// onRunTasks launches tasks, and their executor if it does not run.
-func (a *Agent) onRunTasks(fi *mesos.FrameworkInfo, ex *mesos.ExecutorInfo, tasks []*mesos.TaskInfo, group bool) {
-	if a.state == agentRecovering {
+// onRunTasks launches tasks. The master says whether it expects a new executor:
+// if it is wrong, the tasks are dropped (mesos src/slave/slave.cpp, Slave::__run).
+func (a *Agent) onRunTasks(fi *mesos.FrameworkInfo, ex *mesos.ExecutorInfo, tasks []*mesos.TaskInfo, group, fresh bool) {
+	exited := func() {
+		if ex != nil && fresh {
+			a.exited(fi.GetID().GetValue(), ex.ExecutorID.Value, -1)
+		}
+	}
+	if a.state != agentRunning {
 		a.log.Warn("tasks ignored, the agent recovers", "tasks", taskIDs(tasks))
+		exited()
 		return
 	}
 	f := a.framework(fi)
 	if f.terminating {
 		a.log.Warn("tasks ignored, the framework is shutting down", "tasks", taskIDs(tasks))
+		exited()
 		return
 	}
+	defer a.removeIdle(f)
 	drop := func(reason mesos.TaskStatus_Reason, text string) {
 		for _, t := range tasks {
 			a.onStatus(f.id, agentStatus(t.TaskID.Value, "", f.caps.or(mesos.TASK_DROPPED), reason, text), nil)
 		}
 	}
 	if a.drain != nil {
-		drop(mesos.REASON_AGENT_DRAINING, "Task dropped because agent is draining")
+		drop(mesos.REASON_AGENT_DRAINING, "Task was received while agent was already draining")
+		exited()
 		return
 	}
 	command := ex == nil
+	info := ex
 	if command {
-		ex = a.commandExecutor(f, tasks[0])
+		info = a.commandExecutor(f, tasks[0])
 	}
-	x := f.executors[ex.ExecutorID.Value]
-	if x != nil {
-		switch x.state {
-		case executorTerminating:
-			drop(mesos.REASON_EXECUTOR_TERMINATED, "Executor terminating")
-			return
-		case executorTerminated:
-			drop(mesos.REASON_EXECUTOR_TERMINATED, "Executor terminated")
-			return
+	x := f.executors[info.ExecutorID.Value]
+	switch {
+	case command && x != nil:
+		drop(mesos.REASON_TASK_INVALID, "Cannot reuse an already existing executor for a command task")
+		return
+	case !command && fresh && x != nil:
+		drop(mesos.REASON_EXECUTOR_TERMINATED, "Master wants to launch executor, but one already exists")
+		if x.state == executorTerminated {
+			exited()
+		} else if x.state != executorTerminating {
+			a.shutdownExecutor(x)
 		}
+		return
+	case !command && !fresh && x == nil:
+		drop(mesos.REASON_EXECUTOR_TERMINATED, "No executor is expected to launch and there is none running")
+		return
+	case x != nil && x.state == executorTerminating:
+		drop(mesos.REASON_EXECUTOR_TERMINATED, "Executor terminating")
+		return
+	case x != nil && x.state == executorTerminated:
+		drop(mesos.REASON_EXECUTOR_TERMINATED, "Executor terminated")
+		return
 	}
 	q := &queuedTasks{tasks: tasks, group: group}
 	if x == nil {
-		x = a.newExecutor(f, ex, command)
+		x = a.newExecutor(f, info, command)
 		x.queued = append(x.queued, q)
 		a.launchExecutor(x)
 		return
@@ -358,6 +415,13 @@ func (a *Agent) onRunTasks(fi *mesos.FrameworkInfo, ex *mesos.ExecutorInfo, task
 	if x.state == executorRunning {
 		a.flushQueue(x)
 	}
+}
+
+// exited tells the master that an executor has gone.
+func (a *Agent) exited(frameworkID, executorID string, status int32) {
+	a.tell(Message{Type: "EXITED_EXECUTOR", Framework: frameworkID, Executor: executorID}, func(m *master) {
+		m.onExecutorExited(a.ID(), frameworkID, executorID, status)
+	})
 }
 
 func (a *Agent) newExecutor(f *agentFramework, info *mesos.ExecutorInfo, command bool) *agentExecutor {
@@ -644,9 +708,23 @@ func (a *Agent) onMessage(frameworkID, executorID string, e *executor.Event) {
 
 // destroy kills the container of an executor.
 func (a *Agent) destroy(x *agentExecutor) {
-	if x.proc != nil {
+	switch {
+	case x.proc != nil:
 		x.proc.kill()
+	case x.sink != nil:
+		x.sink.close() // simulated
 	}
+}
+
+// fromContainer runs what happened in a container, as soon as the agent is up.
+func (a *Agent) fromContainer(f func()) {
+	a.post(func() {
+		if a.state == agentDown {
+			a.held = append(a.held, f)
+			return
+		}
+		f()
+	})
 }
 
 // onTerminated takes the end of a container. Its status is in the form of
@@ -656,14 +734,15 @@ func (a *Agent) onTerminated(x *agentExecutor, status int32, t *termination) {
 		return
 	}
 	x.state = executorTerminated
-	x.register.stop()
-	x.grace.stop()
-	x.beat.stop()
+	x.stopTimers()
 	if x.sink != nil {
 		x.sink.close()
 		x.sink = nil
 	}
 	a.log.Info("executor ended", "framework", x.framework.id, "executor", x.id, "status", status)
+	if a.frameworks[x.framework.id] != x.framework {
+		return // forgotten by a restart of the agent
+	}
 	why := termination{mesos.TASK_FAILED, mesos.REASON_EXECUTOR_TERMINATED, ""}
 	var texts []string
 	for _, known := range []*termination{x.pending, t} {
@@ -687,16 +766,18 @@ func (a *Agent) onTerminated(x *agentExecutor, status int32, t *termination) {
 		}
 	}
 	if !x.command {
-		id, fid := x.id, x.framework.id
-		a.tell(Message{Type: "EXITED_EXECUTOR", Framework: fid, Executor: id}, func(m *master) {
-			m.onExecutorExited(a.ID(), fid, id, status)
-		})
+		a.exited(x.framework.id, x.id, status)
 	}
 	if x.framework.terminating || !x.incomplete() {
 		a.removeExecutor(x)
 	}
 	a.removeIdle(x.framework)
-	a.checkDrained()
+}
+
+func (x *agentExecutor) stopTimers() {
+	x.register.stop()
+	x.grace.stop()
+	x.beat.stop()
 }
 
 func (x *agentExecutor) incomplete() bool { return len(x.queued)+len(x.launched)+len(x.ended) > 0 }
@@ -724,8 +805,8 @@ func (a *Agent) removeIdle(f *agentFramework) {
 
 // A drain is the state of DRAIN_AGENT.
 type drain struct {
-	gone bool
-	done func()
+	grace *mesos.DurationInfo // at most this, if set
+	gone  bool                // the agent is to be marked gone at the end
 }
 
 // stopContainers ends all executors and waits for their processes; ctx bounds

@@ -42,11 +42,8 @@ func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refusal.write(w)
 		return
 	}
-	if strings.HasPrefix(path, "/files/") {
-		if refusal := a.files.refused(); refusal != nil {
-			refusal.write(w)
-			return
-		}
+	if strings.HasPrefix(path, "/files/") && a.refuseFile(w) {
+		return
 	}
 	switch strings.TrimSuffix(path, ".json") {
 	case "/api/v1":
@@ -84,11 +81,8 @@ func (a *Agent) serveOperator(w http.ResponseWriter, r *http.Request) {
 		refusal.write(w)
 		return
 	}
-	if call.ReadFile != nil || call.ListFiles != nil {
-		if refusal := a.files.refused(); refusal != nil {
-			refusal.write(w)
-			return
-		}
+	if (call.ReadFile != nil || call.ListFiles != nil) && a.refuseFile(w) {
+		return
 	}
 	switch call.Type {
 	case agent.Call_GET_HEALTH:
@@ -124,6 +118,19 @@ func (a *Agent) serveOperator(w http.ResponseWriter, r *http.Request) {
 	default:
 		(&reply{status: http.StatusNotImplemented}).write(w)
 	}
+}
+
+// refuseFile tells whether a request for a file was refused, see RefuseFiles.
+func (a *Agent) refuseFile(w http.ResponseWriter) bool {
+	refusal := a.files.refused()
+	if refusal == nil {
+		return false
+	}
+	if refusal.status < 0 {
+		panic(http.ErrAbortHandler)
+	}
+	refusal.write(w)
+	return true
 }
 
 func validateAgentCall(call *agent.Call, typed bool) error {

@@ -89,7 +89,7 @@ func (m *master) allocate(only *agentRecord) {
 	at := time.Now()
 	made := map[*framework][]*offer{}
 	for _, a := range agents {
-		if !a.connected || a.draining || a.available.empty() || m.agents[a.id] != a {
+		if !a.connected || a.drain != nil || a.available.empty() || m.agents[a.id] != a {
 			continue
 		}
 		for _, role := range m.rolesByShare(contenders) {

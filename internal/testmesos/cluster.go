@@ -25,12 +25,11 @@ type Cluster struct {
 	fetcher  *fetcher
 	workers  sync.WaitGroup // all goroutines but those of servers
 
-	mu         sync.Mutex
-	lead       *Master // as far as anybody knows; nil if none is elected
-	agentCount int
-	closed     bool
-	closeErr   error
-	closeDone  chan struct{}
+	mu        sync.Mutex
+	lead      *Master // as far as anybody knows; nil if none is elected
+	closed    bool
+	closeErr  error
+	closeDone chan struct{}
 }
 
 // Start starts a cluster. The caller closes it.
@@ -120,13 +119,13 @@ const startTimeout = 30 * time.Second
 
 // awaitAgents waits until all agents are registered.
 func (c *Cluster) awaitAgents() error {
-	deadline := time.Now().Add(startTimeout)
+	deadline := time.NewTimer(startTimeout)
+	defer deadline.Stop()
 	for _, a := range c.agents {
-		for !a.isRegistered() {
-			if time.Now().After(deadline) {
-				return fmt.Errorf("agent %d did not register within %v", a.index, startTimeout)
-			}
-			time.Sleep(time.Millisecond)
+		select {
+		case <-a.ready:
+		case <-deadline.C:
+			return fmt.Errorf("agent %d did not register within %v", a.index, startTimeout)
 		}
 	}
 	return nil
@@ -154,18 +153,17 @@ func (c *Cluster) leader() *Master {
 	return c.lead
 }
 
-func (c *Cluster) nextAgent() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := c.agentCount
-	c.agentCount++
-	return n
-}
-
 // Elect makes a master the leader, or nobody for nil. The agents follow it.
 // A leader that is replaced while it is up restarts, as a real one does, and
 // forgets everything.
 func (c *Cluster) Elect(h *Master) {
+	var m *master
+	if h != nil {
+		m = h.current()
+	}
+	if m != nil {
+		m.lead()
+	}
 	c.mu.Lock()
 	old := c.lead
 	c.lead = h
@@ -175,13 +173,6 @@ func (c *Cluster) Elect(h *Master) {
 		if err := old.Restart(); err != nil {
 			c.cfg.Logger.Error("master did not come back", "err", err)
 		}
-	}
-	var m *master
-	if h != nil {
-		m = h.current()
-	}
-	if m != nil {
-		m.lead()
 	}
 	for _, a := range c.agents {
 		a.post(func() { a.follow(m) })

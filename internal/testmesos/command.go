@@ -88,13 +88,13 @@ func (r *commandRunner) report(state mesos.TaskState, text string) {
 	if state == mesos.TASK_RUNNING && r.task.HealthCheck != nil {
 		s.Healthy = ptr(true)
 	}
-	r.a.post(func() { r.a.onStatus(r.x.framework.id, s, r.x) })
+	r.a.fromContainer(func() { r.a.onStatus(r.x.framework.id, s, r.x) })
 }
 
 // runCommand runs the only task of a command executor to its end.
 func (a *Agent) runCommand(x *agentExecutor, p *container, env []string, stdout, stderr *os.File, end func(int32, *termination)) {
 	r := &commandRunner{a: a, x: x, p: p, launch: make(chan struct{})}
-	a.post(func() { a.subscribeExecutor(x, r, &executor.Call_Subscribe{}) })
+	a.fromContainer(func() { a.subscribeExecutor(x, r, &executor.Call_Subscribe{}) })
 	if !p.await(r.launch) {
 		end(9, nil)
 		return

@@ -32,6 +32,7 @@ type Config struct {
 	ReregistrationTimeout      time.Duration // until executors subscribed to an agent that restarted, 2 s
 	ShutdownGrace              time.Duration // between SHUTDOWN and SIGKILL unless ExecutorInfo says otherwise, 5 s
 	AgentReregistrationTimeout time.Duration // until agents found a new leader, 10 min
+	AgentPingTimeout           time.Duration // until an agent whose connection broke is unreachable, 75 s
 	OfferTimeout               time.Duration // until an unanswered offer is rescinded; 0: never
 
 	// Credentials are principals and secrets of frameworks. If there are any,
@@ -92,6 +93,7 @@ func (c Config) withDefaults() Config {
 	c.ReregistrationTimeout = cmp.Or(c.ReregistrationTimeout, 2*time.Second)
 	c.ShutdownGrace = cmp.Or(c.ShutdownGrace, 5*time.Second)
 	c.AgentReregistrationTimeout = cmp.Or(c.AgentReregistrationTimeout, 10*time.Minute)
+	c.AgentPingTimeout = cmp.Or(c.AgentPingTimeout, 75*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -123,6 +125,7 @@ func (c Config) validate() error {
 		{"ReregistrationTimeout", c.ReregistrationTimeout},
 		{"ShutdownGrace", c.ShutdownGrace},
 		{"AgentReregistrationTimeout", c.AgentReregistrationTimeout},
+		{"AgentPingTimeout", c.AgentPingTimeout},
 		{"OfferTimeout", c.OfferTimeout},
 	} {
 		if d.value < 0 {

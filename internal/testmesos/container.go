@@ -106,7 +106,7 @@ func (a *Agent) startContainer(x *agentExecutor) {
 		defer close(p.done)
 		defer cancel()
 		end := func(status int32, t *termination) {
-			a.post(func() { a.onTerminated(x, status, t) })
+			a.fromContainer(func() { a.onTerminated(x, status, t) })
 		}
 		launchFailed := func(err error) {
 			end(256, &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED, "Failed to launch container: " + err.Error()})

@@ -38,6 +38,7 @@ type master struct {
 	total         map[string]int64            // resource name -> thousandths of all agents
 	nextFramework int
 	nextOffer     int
+	nextAgent     int
 	tick          *timer
 }
 
@@ -49,7 +50,8 @@ type agentRecord struct {
 	total     resources
 	available resources // neither used nor offered, as on the agent: not allocated
 	connected bool
-	draining  bool
+	drain     *drain
+	lost      *timer                                    // marks a disconnected agent unreachable
 	tasks     map[string]map[string]*task               // framework -> task
 	executors map[string]map[string]*mesos.ExecutorInfo // framework -> executor
 	killed    map[string]map[string]bool                // kills to be repeated at re-registration
@@ -91,6 +93,9 @@ func newMaster(c *Cluster, handle *Master) *master {
 // lead starts to act as the leader: the registry tells which agents there are.
 func (m *master) lead() {
 	m.post(func() {
+		if m.tick != nil {
+			return // leads already
+		}
 		m.c.registry.read(m)
 		m.tick = m.after(m.c.cfg.AllocationInterval, m.onTick)
 	})
@@ -466,16 +471,22 @@ func (m *master) reconcileTask(f *framework, taskID, agentID string) {
 	m.sendStatus(f, status)
 }
 
+// status makes a status of the master's own for a task that it knows.
+func (t *task) status(state mesos.TaskState, reason mesos.TaskStatus_Reason, text string) *mesos.TaskStatus {
+	s := masterStatus(t.info.TaskID.Value, t.agentID, state, reason, text)
+	if t.executorID != "" {
+		s.ExecutorID = &mesos.ExecutorID{Value: t.executorID}
+	}
+	return s
+}
+
 // reconciled is the answer for a task that the master knows.
 func (t *task) reconciled() *mesos.TaskStatus {
 	state := t.state
 	if t.updated {
 		state = t.sent
 	}
-	s := masterStatus(t.info.TaskID.Value, t.agentID, state, mesos.REASON_RECONCILIATION, "Reconciliation: Latest task state")
-	if t.executorID != "" {
-		s.ExecutorID = &mesos.ExecutorID{Value: t.executorID}
-	}
+	s := t.status(state, mesos.REASON_RECONCILIATION, "Reconciliation: Latest task state")
 	if t.last != nil {
 		s.Healthy, s.CheckStatus, s.ContainerStatus = t.last.Healthy, t.last.CheckStatus, t.last.ContainerStatus
 	}
@@ -534,6 +545,7 @@ func (m *master) removeTask(t *task) {
 		}
 	}
 	f.complete(t)
+	m.checkDrained(m.agents[t.agentID])
 }
 
 // complete remembers an ended task for /state.

@@ -62,10 +62,17 @@ func (r *registry) markGone(id string) {
 	r.gone[id] = true
 }
 
-// onRegister admits a new agent.
+// onRegister admits a new agent. One that has not got the answer asks again.
 func (m *master) onRegister(a *Agent) {
-	id := fmt.Sprintf("%s-S%d", m.id, m.c.nextAgent())
-	m.admit(a, id, a.describe(id))
+	for _, rec := range m.agents {
+		if rec.agent == a {
+			m.tell(rec, Message{Type: "REGISTERED"}, func(agent *Agent) { agent.onRegistered(rec.id, nil) })
+			return
+		}
+	}
+	id := fmt.Sprintf("%s-S%d", m.id, m.nextAgent)
+	m.nextAgent++
+	m.allocate(m.admit(a, id, a.describe(id)))
 }
 
 func (m *master) admit(a *Agent, id string, info *mesos.AgentInfo) *agentRecord {
@@ -92,8 +99,7 @@ func (m *master) admit(a *Agent, id string, info *mesos.AgentInfo) *agentRecord 
 		m.total[r.meta.Name] += r.milli
 	}
 	m.log.Info("agent registered", "agent", id)
-	m.tell(rec, Message{Type: "REGISTERED"}, func(agent *Agent) { agent.onRegistered(id) })
-	m.allocate(rec)
+	m.tell(rec, Message{Type: "REGISTERED"}, func(agent *Agent) { agent.onRegistered(id, nil) })
 	return rec
 }
 
@@ -113,9 +119,7 @@ func (m *master) onReregister(a *Agent, r *report) {
 	if m.unreachable[r.id] != nil {
 		text = "Unreachable agent re-reregistered" // sic, mesos src/master/master.cpp
 	}
-	rec := &agentRecord{}
-	// No offers before the tasks are booked.
-	rec = m.readmit(a, r)
+	rec := m.admit(a, r.id, a.describe(r.id))
 	for id, info := range r.frameworks {
 		f := m.frameworks[id]
 		if f == nil && m.isCompleted(id) {
@@ -127,10 +131,6 @@ func (m *master) onReregister(a *Agent, r *report) {
 			// subscribed since the failover.
 			f = m.addFramework(id)
 			f.configure(clone(info), nil)
-			m.awaitFailover(f)
-			if m.frameworks[id] == nil {
-				continue
-			}
 		}
 	}
 	m.book(rec, r)
@@ -158,15 +158,6 @@ func (m *master) isCompleted(id string) bool {
 		}
 	}
 	return false
-}
-
-// readmit makes the record of an agent that comes back, with nothing on it.
-func (m *master) readmit(a *Agent, r *report) *agentRecord {
-	contenders := m.frameworks
-	m.frameworks = map[string]*framework{} // admit offers to nobody
-	rec := m.admit(a, r.id, a.describe(r.id))
-	m.frameworks = contenders
-	return rec
 }
 
 // book puts the tasks and executors of a report on the books.
@@ -217,39 +208,27 @@ func (m *master) book(rec *agentRecord, r *report) {
 func (m *master) reconnect(rec *agentRecord, r *report) {
 	rec.connected = true
 	m.log.Info("agent reconnected", "agent", rec.id)
-	m.tell(rec, Message{Type: "REGISTERED"}, func(agent *Agent) { agent.onRegistered(rec.id) })
-	there := map[string]map[string]bool{}
+	rec.lost.stop()
+	there := map[taskKey]bool{}
 	for _, t := range r.tasks {
-		if there[t.framework] == nil {
-			there[t.framework] = map[string]bool{}
-		}
-		there[t.framework][t.info.TaskID.Value] = true
+		there[taskKey{t.framework, t.info.TaskID.Value}] = true
 	}
-	executors := map[string]map[string]bool{}
+	executors := map[taskKey]bool{}
 	for _, ex := range r.executors {
-		id := ex.FrameworkID.GetValue()
-		if executors[id] == nil {
-			executors[id] = map[string]bool{}
-		}
-		executors[id][ex.ExecutorID.Value] = true
+		executors[taskKey{ex.FrameworkID.GetValue(), ex.ExecutorID.Value}] = true
 	}
+	var missing []missingTask
 	for fid, tasks := range rec.tasks {
-		f := m.frameworks[fid]
-		for id, t := range tasks {
-			if there[fid][id] || isTerminal(t.state) {
-				continue
+		for id := range tasks {
+			if !there[taskKey{fid, id}] {
+				missing = append(missing, missingTask{fid, id, m.frameworks[fid].caps})
 			}
-			// It was on its way and never got there.
-			s := masterStatus(id, rec.id, f.caps.or(mesos.TASK_DROPPED), mesos.REASON_RECONCILIATION,
-				"Task is unknown to the agent: possibly lost during launch")
-			m.sendStatus(f, s)
-			t.state = s.GetState()
-			m.removeTask(t)
 		}
 	}
+	m.tell(rec, Message{Type: "REGISTERED"}, func(agent *Agent) { agent.onRegistered(rec.id, missing) })
 	for fid, byID := range rec.executors {
 		for id := range byID {
-			if !executors[fid][id] {
+			if !executors[taskKey{fid, id}] {
 				m.removeExecutor(rec, fid, id)
 			}
 		}
@@ -279,6 +258,11 @@ func (m *master) disconnect(id string) {
 		return
 	}
 	rec.connected = false
+	rec.lost = m.after(m.c.cfg.AgentPingTimeout, func() {
+		if m.agents[id] == rec && !rec.connected {
+			m.markUnreachable(id)
+		}
+	})
 	m.log.Info("agent disconnected", "agent", id)
 	for _, o := range sortedByID(rec.offers) {
 		m.rescind(o)
@@ -289,15 +273,10 @@ func (m *master) disconnect(id string) {
 			continue
 		}
 		for _, t := range sortedTasks(byID) {
-			if !isTerminal(t.state) {
-				s := masterStatus(t.info.TaskID.Value, id, mesos.TASK_LOST, mesos.REASON_AGENT_DISCONNECTED, "Agent "+rec.info.Hostname+" disconnected")
-				if t.executorID != "" {
-					s.ExecutorID = &mesos.ExecutorID{Value: t.executorID}
-				}
-				m.sendStatus(f, s)
-				t.state = mesos.TASK_LOST
-			}
+			s := t.status(mesos.TASK_LOST, mesos.REASON_AGENT_DISCONNECTED, "Agent "+rec.info.Hostname+" disconnected")
+			m.updateTask(t, s, s.GetState())
 			m.removeTask(t)
+			m.sendStatus(f, s)
 		}
 		for ex := range rec.executors[fid] {
 			m.removeExecutor(rec, fid, ex)
@@ -343,28 +322,27 @@ func (m *master) removeAgent(id string, since *mesos.TimeInfo, state mesos.TaskS
 		return
 	}
 	m.log.Info("agent removed", "agent", id, "state", state)
+	rec.lost.stop()
+	text := "health check timed out"
+	if state == mesos.TASK_GONE_BY_OPERATOR {
+		text = "Agent has been marked gone"
+	}
 	for fid, byID := range rec.tasks {
 		f := m.frameworks[fid]
+		// A framework that cannot tell the difference is told that the tasks are
+		// lost; they may come back all the same.
+		fstate, freason := state, reason
+		if !f.caps.partitionAware {
+			fstate, freason = mesos.TASK_LOST, mesos.REASON_AGENT_REMOVED
+		}
 		for _, t := range sortedTasks(byID) {
-			tid := t.info.TaskID.Value
-			if isTerminal(t.state) {
-				m.removeTask(t)
-				continue
-			}
-			text := "Agent " + rec.info.Hostname + " removed"
-			if state == mesos.TASK_UNREACHABLE {
-				text = "Agent " + rec.info.Hostname + " is unreachable: health check timed out"
-			}
-			s := masterStatus(tid, id, f.caps.or(state), reason, text)
-			if t.executorID != "" {
-				s.ExecutorID = &mesos.ExecutorID{Value: t.executorID}
-			}
+			s := t.status(fstate, freason, text)
 			s.UnreachableTime = since
-			t.state = s.GetState()
+			m.updateTask(t, s, s.GetState())
 			m.removeTask(t)
-			if state == mesos.TASK_UNREACHABLE {
+			if fstate != mesos.TASK_GONE_BY_OPERATOR {
 				t.lost = since
-				f.unreachable[tid] = t
+				f.unreachable[t.info.TaskID.Value] = t
 			}
 			m.sendStatus(f, s)
 		}

@@ -65,7 +65,7 @@ func (s *simulator) leave() {
 		return
 	}
 	s.over = true
-	s.a.post(func() { s.a.onTerminated(s.x, 0, nil) })
+	s.a.fromContainer(func() { s.a.onTerminated(s.x, 0, nil) })
 }
 
 func (s *simulator) run(task *mesos.TaskInfo) {
@@ -108,5 +108,5 @@ func (s *simulator) report(task *mesos.TaskInfo, out Outcome) {
 	if out.Message != "" {
 		status.Message = ptr(out.Message)
 	}
-	s.a.post(func() { s.a.onStatus(s.x.framework.id, status, s.x) })
+	s.a.fromContainer(func() { s.a.onStatus(s.x.framework.id, status, s.x) })
 }

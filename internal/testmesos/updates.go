@@ -166,5 +166,4 @@ func (a *Agent) onAcknowledge(frameworkID, taskID string, uuid []byte) {
 		}
 	}
 	a.removeIdle(f)
-	a.checkDrained()
 }
