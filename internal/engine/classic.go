@@ -64,7 +64,7 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	}()
 	resp, err := d.cli.ImageBuild(ctx, body, opts)
 	if err != nil {
-		if dockerclientGone(err) {
+		if daemonGone(err) {
 			return "", failure(portainer.PhaseBuild, portainer.ClassLost, err)
 		}
 		return "", j.stepError(err.Error(), err, "", 0)
@@ -93,15 +93,14 @@ func (d *docker) removeContainer(ctx context.Context, id string) {
 	defer cancel()
 	for {
 		err := d.cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		// It is gone when the daemon does not know it any more, not when it says
+		// that it has been removed, or is being removed by another.
 		switch {
-		case cerrdefs.IsNotFound(err):
+		case cerrdefs.IsNotFound(err) || daemonGone(err):
 			return
-		case ctx.Err() != nil:
+		case err != nil && !cerrdefs.IsConflict(err) || !pause(ctx, 10*time.Millisecond):
 			d.cfg.Logger.Warn("remove container of a broken-off step", "container", id, "err", err)
 			return
-		case cerrdefs.IsConflict(err):
-			// The daemon is at it.
-			pause(ctx, 20*time.Millisecond)
 		}
 	}
 }

@@ -9,7 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -211,4 +214,63 @@ func TestSweepMindsOnlyItsOwn(t *testing.T) {
 	require.ErrorContains(t, engine.Sweep(testContext(t), temp, nil), "not the state of an engine")
 	require.DirExists(t, victim)
 	require.DirExists(t, other)
+}
+
+func TestDaemonKilledInTheMiddleOfAStep(t *testing.T) {
+	r := theRig(t)
+	for _, w := range ways {
+		if w.kind == engine.KindDocker {
+			continue // it is the same code that sees the end of a given daemon
+		}
+		t.Run(w.name, func(t *testing.T) {
+			temp := shortTemp(t)
+			var once sync.Once
+			var killed error
+			cfg := r.config(t, w.kind, &recorder{hook: func(ev portainer.Event) {
+				if ev.Kind == portainer.EventLog && ev.Text == "sleeping" {
+					once.Do(func() { killed = killDaemon(w.kind, temp) })
+				}
+			}})
+			cfg.Temp = temp
+			e := open(t, cfg)
+			mark := fmt.Sprintf("95%d9", time.Now().UnixNano()%1e6)
+			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"echo sleeping; sleep "+mark+"\n"))
+			require.NoError(t, killed)
+			var be *portainer.BuildError
+			require.ErrorAs(t, err, &be)
+			require.Equal(t, portainer.ClassLost, be.Class, err)
+			require.ErrorIs(t, err, portainer.ErrLost)
+
+			_, err = e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"true\n"))
+			require.ErrorAs(t, err, &be)
+			require.True(t, be.Class.Retriable(), err)
+
+			require.NoError(t, e.Close(testContext(t)))
+			require.Empty(t, leftovers(t, cfg.Temp, cfg.Sandbox))
+			require.False(t, running(t, "sleep "+mark))
+		})
+	}
+}
+
+// killDaemon kills the daemon with its socket below temp.
+func killDaemon(name, temp string) error {
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, p := range paths {
+		data, err := os.ReadFile(p)
+		if err != nil {
+			continue
+		}
+		args := strings.Split(string(data), "\x00")
+		if filepath.Base(args[0]) == name && strings.Contains(string(data), temp) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			if err != nil {
+				return err
+			}
+			return syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	return fmt.Errorf("no %s runs below %s", name, temp)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -17,10 +18,11 @@ import (
 	"github.com/org/portainer"
 )
 
-// dockerclientGone reports whether err means that nobody answers at the daemon's
+// daemonGone reports whether err means that nobody answers at the daemon's
 // address any more.
-func dockerclientGone(err error) bool {
-	return dockerclient.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+func daemonGone(err error) bool {
+	var broken *net.OpError
+	return dockerclient.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken)
 }
 
 // push pushes the image with that ID under every reference of j and returns its
@@ -71,7 +73,7 @@ func pushError(host, ref string, err error) error {
 		return err
 	}
 	msg := err.Error()
-	if dockerclientGone(err) {
+	if daemonGone(err) {
 		return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w", ref, err))
 	}
 	class := classOf(msg, portainer.ClassRegistry)

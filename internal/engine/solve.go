@@ -16,8 +16,10 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/upload/uploadprovider"
 	solverrors "github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc/codes"
 
 	"github.com/org/portainer"
 )
@@ -188,6 +190,9 @@ func (p *progress) error(err error) error {
 	msg, text, line := err.Error(), "", 0
 	if pushWords.MatchString(msg) {
 		return pushError(p.j.req.Registry, p.j.image, err)
+	}
+	if p.failed == nil && (grpcerrors.Code(err) == codes.Unavailable || daemonGone(err)) {
+		return failure(portainer.PhaseBuild, portainer.ClassLost, fmt.Errorf("the BuildKit daemon broke off: %w", err))
 	}
 	if p.failed != nil {
 		line = p.j.script.lineOf(p.failed.Name)
