@@ -50,6 +50,7 @@ func (f *Framework) prepare(ctx context.Context, req Request) (*buildSpec, error
 		return nil, failure
 	}
 	if err := f.stage(ctx, req, spec); err != nil {
+		f.sweepStaging(context.WithoutCancel(ctx), spec.id) // this put may have kept another's sweep away
 		return nil, err
 	}
 	return spec, nil
@@ -270,7 +271,7 @@ func describeStaging(ref staging.Ref, stats staging.PutStats, took time.Duration
 
 // unstage lets go of a staged context. The object goes when nobody uses it.
 func (f *Framework) unstage(c *wire.Context) {
-	if c != nil {
+	if c != nil && f.stager != nil {
 		f.stager.release(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
 	}
 }

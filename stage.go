@@ -15,21 +15,23 @@ import (
 type stager struct {
 	store *staging.Store
 
-	mu      sync.Mutex
-	puts    int                    // under way
-	uses    map[string]int         // by key
-	garbage map[string]staging.Ref // unused, to be removed when no put is under way
+	mu       sync.Mutex             // never held during I/O: the loop releases
+	puts     int                    // under way
+	sweeping chan struct{}          // closed when the sweep under way has ended; nil if there is none
+	uses     map[string]int         // by key
+	garbage  map[string]staging.Ref // unused, to be removed when no put is under way
 }
 
 func newStager(store *staging.Store) *stager {
 	return &stager{store: store, uses: make(map[string]int), garbage: make(map[string]staging.Ref)}
 }
 
-// put stages what bundle writes. The caller releases what it gets.
+// put stages what bundle writes. The caller releases what it gets, and sweeps in
+// any case.
 func (s *stager) put(ctx context.Context, bundle func(context.Context, io.Writer) error) (staging.Ref, staging.PutStats, error) {
-	s.mu.Lock()
-	s.puts++
-	s.mu.Unlock()
+	if err := s.begin(ctx); err != nil {
+		return staging.Ref{}, staging.PutStats{}, err
+	}
 	ref, stats, err := s.store.PutContext(ctx, bundle)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -40,6 +42,26 @@ func (s *stager) put(ctx context.Context, bundle func(context.Context, io.Writer
 	s.uses[ref.Key]++
 	delete(s.garbage, ref.Key)
 	return ref, stats, nil
+}
+
+// begin waits until no sweep is under way, so that no put finds what is going away,
+// and keeps another from beginning.
+func (s *stager) begin(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		sweeping := s.sweeping
+		if sweeping == nil {
+			s.puts++
+			s.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-sweeping:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // adopt counts a use of what an earlier process staged.
@@ -60,19 +82,38 @@ func (s *stager) release(ref staging.Ref) {
 	s.garbage[ref.Key] = ref
 }
 
-// sweep removes what is unused, unless a put is under way.
+// sweep removes what is unused. It leaves that to a later sweep if a put is under
+// way, and to the present one if there is one.
 func (s *stager) sweep(ctx context.Context) error {
-	// Held throughout: a put that starts now must not find what is going away.
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.puts > 0 {
+	if s.puts > 0 || s.sweeping != nil {
+		s.mu.Unlock()
 		return nil
 	}
-	for key, ref := range s.garbage {
-		if err := s.store.Delete(ctx, ref); err != nil {
+	s.sweeping = make(chan struct{})
+	defer func() {
+		close(s.sweeping)
+		s.sweeping = nil
+		s.mu.Unlock()
+	}()
+	for {
+		ref, ok := s.anyGarbage()
+		if !ok {
+			return nil
+		}
+		s.mu.Unlock()
+		err := s.store.Delete(ctx, ref)
+		s.mu.Lock()
+		if err != nil {
 			return err
 		}
-		delete(s.garbage, key)
+		delete(s.garbage, ref.Key)
 	}
-	return nil
+}
+
+func (s *stager) anyGarbage() (ref staging.Ref, ok bool) {
+	for _, ref := range s.garbage {
+		return ref, true
+	}
+	return staging.Ref{}, false
 }
