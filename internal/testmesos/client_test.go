@@ -197,11 +197,22 @@ func (f *framework) await(d time.Duration, match func(*scheduler.Event) bool) *s
 	}
 }
 
+// have lists the events that wait.
+func (f *framework) have() string {
+	var out []string
+	for _, e := range f.waiting {
+		if e.Type != scheduler.Event_HEARTBEAT && e.Type != scheduler.Event_OFFERS {
+			out = append(out, e.String())
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
 // expect waits for an event of a type.
 func (f *framework) expect(kind scheduler.Event_Type) *scheduler.Event {
 	f.t.Helper()
 	e := f.await(patience, func(e *scheduler.Event) bool { return e.Type == kind })
-	require.NotNil(f.t, e, "no %s; have %v", kind, f.waiting)
+	require.NotNil(f.t, e, "no %s; have %s", kind, f.have())
 	return e
 }
 
@@ -230,7 +241,7 @@ func (f *framework) update(task string) *mesos.TaskStatus {
 	e := f.await(patience, func(e *scheduler.Event) bool {
 		return e.Type == scheduler.Event_UPDATE && e.Update.Status.TaskID.Value == task
 	})
-	require.NotNil(f.t, e, "no update of %s; have %v", task, f.waiting)
+	require.NotNil(f.t, e, "no update of %s; have %s", task, f.have())
 	return &e.Update.Status
 }
 
@@ -332,6 +343,18 @@ func (f *framework) launch(id, script string) mesos.Offer {
 func (f *framework) kill(task string) {
 	f.t.Helper()
 	f.call(&scheduler.Call{Type: scheduler.Call_KILL, Kill: &scheduler.Call_Kill{TaskID: mesos.TaskID{Value: task}}})
+}
+
+// killUntil repeats KILL until there is an update.
+func (f *framework) killUntil(task string) *mesos.TaskStatus {
+	f.t.Helper()
+	for begin := time.Now(); time.Since(begin) < patience; {
+		f.kill(task)
+		if e := f.await(50*time.Millisecond, func(e *scheduler.Event) bool { return e.Type == scheduler.Event_UPDATE }); e != nil {
+			return &e.Update.Status
+		}
+	}
+	return nil
 }
 
 // reconcile asks for one task.
