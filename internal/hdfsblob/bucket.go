@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +20,8 @@ type bucket struct {
 	root                    string
 	createDir, skipMetadata bool
 
-	rootSeen atomic.Bool // the directory is there
-	tidied   atomic.Bool // leftovers of killed writers were looked for
+	rootMode atomic.Pointer[string] // the directory's permission, once it was seen
+	tidied   atomic.Bool            // leftovers of killed writers were looked for
 }
 
 // path returns the path of the file for a key.
@@ -139,6 +140,13 @@ func (b *bucket) Delete(ctx context.Context, key string, opts *driver.DeleteOpti
 	if !was {
 		return errorf(gcerrors.NotFound, "DELETE %s: it is gone", name)
 	}
+	// Directories that have become empty would be in the way of keys with their names.
+	// Writers that miss one make it again. An error here is one more directory.
+	for dir := path.Dir(name); dir != b.root; dir = path.Dir(dir) {
+		if was, err := b.remove(ctx, dir); err != nil || !was {
+			break
+		}
+	}
 	return nil
 }
 
@@ -174,33 +182,41 @@ func (b *bucket) Copy(ctx context.Context, dstKey, srcKey string, opts *driver.C
 
 // ensureRoot finds, or makes, the bucket's directory before the first write.
 func (b *bucket) ensureRoot(ctx context.Context) error {
-	if b.rootSeen.Load() {
+	if b.rootMode.Load() != nil {
 		return nil
 	}
 	status, err := b.stat(ctx, b.root)
-	switch {
-	case err == nil && status.Type != typeDirectory:
-		return errorf(gcerrors.FailedPrecondition, "%s is not a directory", b.root)
-	case err == nil:
-	case isNotFound(err) && b.createDir:
-		if err := b.mkdirs(ctx, b.root); err != nil {
+	if err != nil && isNotFound(err) {
+		if !b.createDir {
+			return errorf(gcerrors.NotFound, "the directory %s does not exist; make it, or add create_dir=true to the bucket's URL: %w", b.root, err)
+		}
+		if err := b.client.mkdirs(ctx, b.root, ""); err != nil {
 			return err
 		}
-	case isNotFound(err):
-		return errorf(gcerrors.NotFound, "the directory %s does not exist; make it, or add create_dir=true to the bucket's URL: %w", b.root, err)
-	default:
+		status, err = b.stat(ctx, b.root)
+	}
+	if err != nil {
 		return err
 	}
-	b.rootSeen.Store(true)
+	if status.Type != typeDirectory {
+		return errorf(gcerrors.FailedPrecondition, "%s is not a directory", b.root)
+	}
+	b.rootMode.Store(&status.Permission)
 	return nil
 }
 
-// Where blobs are written before they are whole. No key has this name, nor one
-// that begins with it.
-const uploadsDir = ".uploads"
+// mkdirs makes a directory below the bucket's. It is open to whom that one is: who
+// shares a bucket shares its directories.
+func (b *bucket) mkdirs(ctx context.Context, path string) error {
+	return b.client.mkdirs(ctx, path, *b.rootMode.Load())
+}
 
-// leftoverAge is the age from which a file in uploadsDir is nobody's: HDFS sets its
-// time when the writing begins.
+// uploadPrefix begins the name, directly in the bucket's directory, of a file that is
+// not a whole blob yet. No key has such a name.
+const uploadPrefix = ".upload-"
+
+// leftoverAge is the age from which an upload is nobody's: HDFS sets a file's time
+// when the writing begins.
 const leftoverAge = 7 * 24 * time.Hour
 
 // tidy removes, once, what killed writers left. That it cannot is no reason not to
@@ -209,14 +225,13 @@ func (b *bucket) tidy(ctx context.Context) {
 	if b.tidied.Swap(true) {
 		return
 	}
-	dir := path.Join(b.root, uploadsDir)
-	files, err := b.list(ctx, dir)
+	files, err := b.list(ctx, b.root)
 	if err != nil {
 		return
 	}
 	for _, f := range files {
-		if f.Type == typeFile && time.Since(f.modTime()) > leftoverAge {
-			if _, err := b.remove(ctx, path.Join(dir, f.PathSuffix)); err != nil {
+		if f.Type == typeFile && strings.HasPrefix(f.PathSuffix, uploadPrefix) && time.Since(f.modTime()) > leftoverAge {
+			if _, err := b.remove(ctx, path.Join(b.root, f.PathSuffix)); err != nil {
 				return
 			}
 		}

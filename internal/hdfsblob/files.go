@@ -19,6 +19,7 @@ type fileStatus struct {
 	PathSuffix       string `json:"pathSuffix"`
 	Type             string `json:"type"`
 	Length           int64  `json:"length"`
+	Permission       string `json:"permission"`       // in octal
 	ModificationTime int64  `json:"modificationTime"` // in milliseconds
 	FileID           int64  `json:"fileId"`           // 0 from servers that do not tell
 }
@@ -76,9 +77,15 @@ type truth struct {
 
 func (t truth) isFalse() bool { return t.Boolean != nil && !*t.Boolean }
 
-func (c *client) mkdirs(ctx context.Context, path string) error {
+// mkdirs makes a directory, and what is missing above it, with a permission, in octal;
+// "" is the cluster's default.
+func (c *client) mkdirs(ctx context.Context, path, permission string) error {
+	r := request{method: http.MethodPut, op: "MKDIRS", path: path}
+	if permission != "" {
+		r = r.with("permission", permission)
+	}
 	var ok truth
-	if _, err := c.ask(ctx, request{method: http.MethodPut, op: "MKDIRS", path: path}, &ok); err != nil {
+	if _, err := c.ask(ctx, r, &ok); err != nil {
 		return err
 	}
 	if ok.isFalse() {

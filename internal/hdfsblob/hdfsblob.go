@@ -29,9 +29,10 @@
 // metadata are in the extended attribute user.gocloud.blob, which files without any
 // do not have.
 //
-// A blob is written under a temporary name, in the directory .uploads, and renamed
-// when it is whole: nobody ever sees a part of one. What killed writers left there is
-// removed by later writers after a week.
+// A blob is written to a file .upload-<random> in the bucket's directory, which is
+// renamed when it is whole: nobody ever sees a part of one. What killed writers left
+// is removed by later writers after a week. New directories get the permission of the
+// bucket's directory.
 //
 // Blobs that fit the buffer of a write (WriterOptions.BufferSize, 4 MiB when 0) are
 // sent again after a failure; of larger ones only what comes before the first byte is

@@ -17,7 +17,7 @@ import (
 // - . _ ~ = @ and the comma. HDFS itself refuses few characters (the colon, for one),
 // but paths travel in URLs through two servers, which have disagreed about several
 // (Hadoop's HDFS-13176, HDFS-14323, HDFS-14423). Further escaped are a dot that begins
-// a name, which keeps clear of "..", .snapshot and our own .uploads, and what would
+// a name, which keeps clear of "..", .snapshot and of our own uploads, and what would
 // look like an escape. The empty name, as between two slashes, is __0x__.
 const (
 	escapeBegin = "__0x"

@@ -72,7 +72,7 @@ func (b *bucket) newWriter(ctx context.Context, key string, a *attributes, opts 
 		b:         b,
 		key:       key,
 		path:      name,
-		temporary: path.Join(b.root, uploadsDir, rand.Text()),
+		temporary: path.Join(b.root, uploadPrefix+rand.Text()),
 		attrs:     a,
 		notExist:  opts.IfNotExist,
 		limit:     opts.BufferSize,
@@ -158,8 +158,8 @@ func (w *writer) send(tail *io.PipeReader) error {
 	}
 	var last *replay
 	resp, err := w.b.transfer(w.ctx, request{method: http.MethodPut, op: "CREATE", path: w.temporary, params: url.Values{
-		"overwrite":    {"true"}, // what an attempt of ours left
-		"createparent": {"true"}, // of .uploads, that is: the root was seen
+		"overwrite":    {"true"},  // what an attempt of ours left
+		"createparent": {"false"}, // it was seen
 	}}, func() (io.Reader, int64, error) {
 		if last != nil && !last.abandon() {
 			return nil, 0, fmt.Errorf("more had been sent than the %d bytes that are kept to be sent again", w.limit)

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -120,7 +121,7 @@ func (c *Cluster) listen(host string, tlsConfig *tls.Config, handler http.Handle
 	}
 	s := &server{
 		host: net.JoinHostPort(host, port),
-		http: &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute},
+		http: &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)},
 		done: make(chan struct{}),
 	}
 	go func() {
