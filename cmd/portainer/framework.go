@@ -49,7 +49,7 @@ func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
 	f.Var(&c.oomRetryMem, "oom-retry-mem", "memory of one more attempt for a build that ran out of it (default: there is none)")
 	f.DurationVar(&c.timeout, "timeout", 0, "how long a build may take in all (default: no limit)")
 	f.DurationVar(&c.queueTimeout, "queue-timeout", 0, "how long a build may wait for an offer (default: no limit)")
-	f.DurationVar(&c.connectTimeout, "connect-timeout", 15*time.Second, "how long to try to reach a master; 0 means for ever")
+	f.DurationVar(&c.connectTimeout, "connect-timeout", 10*time.Second, "how long to try to reach a master; 0 means for ever")
 	f.BoolVar(&c.stream, "stream", false, "show the output of steps exactly as they write it, without step numbers")
 	f.StringVar(&c.progress, "progress", "plain", "plain shows each step and its output, quiet only what fails")
 	f.StringVar(&c.metadataFile, "metadata-file", "", "write what was built to this file, as JSON")
@@ -230,7 +230,7 @@ func (c *frameworkCommand) tell(ctx context.Context, framework *portainer.Framew
 		for _, ref := range j.result.Refs {
 			fmt.Fprintln(c.stdout, ref)
 		}
-	case ctx.Err() != nil || errors.Is(j.err, portainer.ErrStopped):
+	case ctx.Err() != nil || ofFramework(j.err):
 		return // there is one reason for all of them
 	default:
 		show.tail(ctx, j.err)
@@ -239,6 +239,11 @@ func (c *frameworkCommand) tell(ctx context.Context, framework *portainer.Framew
 	if err := framework.Forget(j.id()); err != nil && !errors.Is(err, portainer.ErrStopped) {
 		c.logger.Warn("state directory keeps a build that is over", "build", j.id(), "err", err)
 	}
+}
+
+// ofFramework reports whether err is why the framework ended, which is told once.
+func ofFramework(err error) bool {
+	return errors.Is(err, portainer.ErrStopped) || errors.Is(err, portainer.ErrRejected) || errors.Is(err, portainer.ErrUnreachable)
 }
 
 // verdict is the error of a run whose builds have all ended and been told.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -87,7 +88,11 @@ func (c *frameworkCommand) writeMetadata(list []*job) error {
 		return fmt.Errorf("metadata file: %w", err)
 	}
 	if err := replaceFile(c.metadataFile, append(data, '\n')); err != nil {
-		return fmt.Errorf("metadata file: %w", err)
+		var onPath *fs.PathError
+		if errors.As(err, &onPath) {
+			err = onPath.Err // of a temporary file that nobody knows
+		}
+		return fmt.Errorf("metadata file %s: %w", c.metadataFile, err)
 	}
 	return nil
 }

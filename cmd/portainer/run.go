@@ -210,7 +210,8 @@ func (g *globals) prepare(cmd *cobra.Command) error {
 	if err := flagsFromEnv(cmd.Flags(), g.env); err != nil {
 		return err
 	}
-	level := slog.LevelWarn
+	// What a person must know comes as a build's events or as an error.
+	level := slog.LevelError
 	if g.verbose {
 		level = slog.LevelDebug
 	}

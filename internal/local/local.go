@@ -22,7 +22,7 @@ type Config struct {
 	Agents int
 	// Resources are what each agent has, in Mesos's notation:
 	// "cpus:4;mem:8192;disk:20000;ports:[31000-32000]". "" means an equal share
-	// of this machine, but at least one CPU.
+	// of this machine, but room for a build with the default resources.
 	Resources string
 	// MasterAddr is where the master listens. "" means a free port on loopback.
 	MasterAddr string

@@ -40,8 +40,8 @@ func TestClusterDividesTheMachine(t *testing.T) {
 	agents := agentsOf(t, c.Master())
 	require.Len(t, agents, 3)
 	for _, a := range agents {
-		require.GreaterOrEqual(t, a["cpus"], 1.0)
-		require.GreaterOrEqual(t, a["mem"], 1024.0)
+		require.GreaterOrEqual(t, a["cpus"], 2.0)
+		require.GreaterOrEqual(t, a["mem"], 2048.0)
 		require.Positive(t, a["disk"])
 	}
 	require.NoError(t, c.Close())

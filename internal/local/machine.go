@@ -15,6 +15,13 @@ import (
 // Linux does.
 const fallbackMemMB = 4096
 
+// What an agent has at least, whatever its share: enough for a build with the
+// default resources and its executor.
+const (
+	leastCPUs  = 2
+	leastMemMB = 2048
+)
+
 // share returns the resources of one of n agents that divide this machine: its
 // CPUs, its memory less a quarter for everybody else, and the free space of the
 // file system that holds dir.
@@ -24,10 +31,8 @@ func share(dir string, n int) (string, error) {
 		return "", fmt.Errorf("free space of %s: %w", dir, err)
 	}
 	diskMB := uint64(fs.Bavail) * uint64(fs.Bsize) >> 20
-	// An agent without a whole CPU could not run a build with the default
-	// resources.
-	cpus := max(1, float64(runtime.NumCPU())/float64(n))
-	mem := max(1024, memoryMB()*3/4/n)
+	cpus := max(leastCPUs, float64(runtime.NumCPU())/float64(n))
+	mem := max(leastMemMB, memoryMB()*3/4/n)
 	return fmt.Sprintf("cpus:%.3g;mem:%d;disk:%d;ports:[31000-32000]", cpus, mem, diskMB/uint64(n)), nil
 }
 
