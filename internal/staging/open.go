@@ -2,10 +2,11 @@ package staging
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"time"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"gocloud.dev/blob"
@@ -22,213 +23,362 @@ var (
 	ErrGone = errors.New("the staged context is gone")
 )
 
+const (
+	// runSize is how much of a pack is read at a time.
+	runSize = 4 << 20
+	// ahead is how many such reads are under way, or done, before they are needed.
+	ahead = 3
+	// maxRun is how many blocks one read is for.
+	maxRun = 4
+	// keptBlocks is how many blocks are kept for the next chunks.
+	keptBlocks = 8
+)
+
 // Open returns the staged context as an uncompressed tar stream. The caller closes
 // it.
 //
-// Whoever reads the stream to io.EOF has got the very context that ref names, with
-// names that stay in its root: damage, a short object or a foreign one is an error
-// that comes before io.EOF. A broken connection is taken up again where it broke.
-// Reads end soon after ctx is done.
+// Every byte that it yields has been checked: the recipe against ref.Digest, each
+// chunk against the recipe. Damage, a short object or a foreign one is an error,
+// and never an early io.EOF. Broken connections are taken up again where they
+// broke. Reads end soon after ctx is done.
 func (s *Store) Open(ctx context.Context, ref Ref) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	raw := &resumingReader{ctx: ctx, bucket: s.bucket, key: ref.Key, size: ref.Size}
-	if err := raw.connect(); err != nil {
-		cancel()
+	return s.open(ctx, ref, s.readObject)
+}
+
+// A readFunc reads a piece of a pack.
+type readFunc func(ctx context.Context, p packRef, offset, length int64) ([]byte, error)
+
+func (s *Store) open(ctx context.Context, ref Ref, read readFunc) (io.ReadCloser, error) {
+	data, err := s.readAgain(ctx, ref.Key, 0, -1)
+	if err != nil {
 		return nil, err
 	}
-	z, err := zstd.NewReader(raw, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(64<<20))
+	r, err := decodeRecipe(data)
 	if err != nil {
-		raw.Close()
-		cancel()
-		return nil, fmt.Errorf("open staged context %s: %w", ref.Key, err)
+		return nil, fmt.Errorf("read staged context %s: %w: %w", ref.Key, ErrCorrupt, err)
+	}
+	if got := r.digest(); got != ref.Digest {
+		return nil, fmt.Errorf("read staged context %s: %w: it makes %s, not %s", ref.Key, ErrCorrupt, got, ref.Digest)
 	}
 	limit := s.Limit
 	if limit == 0 {
 		limit = DefaultLimit
 	}
-	return &verifiedReader{ref: ref, raw: raw, z: z, digest: newDigestWriter(), left: limit, cancel: cancel}, nil
+	if size := r.tarSize(); size > limit {
+		return nil, fmt.Errorf("read staged context %s: %w: %d bytes, and the limit is %d", ref.Key, ErrTooLarge, size, limit)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	a := &assembler{ctx: ctx, cancel: cancel, key: ref.Key, r: r, read: read, blocks: newBlockCache()}
+	a.fetches = make(chan *fetch, ahead)
+	a.decoders.New = func() any {
+		z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxBlock))
+		if err != nil {
+			panic(err) // the options are constants
+		}
+		return z
+	}
+	a.work.Go(a.prefetch)
+	return a, nil
 }
 
-// A verifiedReader yields a stream and, at its end, io.EOF only if the stream has
-// the right digest.
-type verifiedReader struct {
-	ref    Ref
-	raw    *resumingReader
-	z      *zstd.Decoder
-	digest *digestWriter
-	left   int64
-	err    error // what every further Read returns
-	ended  bool  // digest is finished
-	cancel context.CancelFunc
+// readObject is the readFunc that reads from the bucket.
+func (s *Store) readObject(ctx context.Context, p packRef, offset, length int64) ([]byte, error) {
+	return s.readAgain(ctx, p.key(), offset, length)
 }
 
-func (v *verifiedReader) Read(b []byte) (int, error) {
-	if v.err != nil {
-		return 0, v.err
+// readAgain reads length bytes of an object from offset on, all of it if length is
+// negative. Where the connection breaks, it goes on from there.
+func (s *Store) readAgain(ctx context.Context, key string, offset, length int64) ([]byte, error) {
+	var data []byte
+	if length > 0 {
+		data = make([]byte, 0, length)
 	}
-	n, err := v.z.Read(b)
-	if v.left -= int64(n); v.left < 0 {
-		v.err = fmt.Errorf("read staged context %s: %w", v.ref.Key, ErrTooLarge)
-		return 0, v.err
+	size := length // what is wanted, once known
+	wait := retryFirst
+	for attempt := 1; ; attempt++ {
+		before := len(data)
+		r, err := s.bucket.NewRangeReader(ctx, key, offset+int64(len(data)), remaining(size, len(data)), nil)
+		if err == nil {
+			if size < 0 {
+				size = r.Size()
+			}
+			if size > maxRecipe {
+				r.Close()
+				return nil, fmt.Errorf("read staged object %s: %w: %d bytes", key, ErrTooLarge, size)
+			}
+			data, err = appendAll(data, r, size)
+			r.Close()
+		}
+		if int64(len(data)) == size && size >= 0 {
+			return data, nil
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case gcerrors.Code(err) == gcerrors.NotFound:
+			return nil, fmt.Errorf("read staged object %s: %w: %w", key, ErrGone, err)
+		case err == nil || errors.Is(err, io.EOF):
+			err = fmt.Errorf("%w: it ends after %d bytes", ErrCorrupt, offset+int64(len(data)))
+		}
+		if len(data) > before {
+			attempt, wait = 1, retryFirst
+		}
+		if attempt >= retries || !retriable(err) {
+			return nil, fmt.Errorf("read staged object %s at byte %d: %w", key, offset+int64(len(data)), err)
+		}
+		if !sleep(ctx, wait) {
+			return nil, context.Cause(ctx)
+		}
+		wait *= 2
 	}
-	if n > 0 {
-		if _, werr := v.digest.Write(b[:n]); werr != nil {
-			v.err = v.damaged(werr)
-			return 0, v.err
+}
+
+func remaining(size int64, have int) int64 {
+	if size < 0 {
+		return -1
+	}
+	return size - int64(have)
+}
+
+// appendAll appends what r has to data, up to limit bytes in all.
+func appendAll(data []byte, r *blob.Reader, limit int64) ([]byte, error) {
+	for int64(len(data)) < limit {
+		if len(data) == cap(data) {
+			data = append(data, 0)[:len(data)]
+		}
+		room := data[len(data):min(int64(cap(data)), limit)]
+		n, err := r.Read(room)
+		data = data[:len(data)+n]
+		if err != nil {
+			return data, err
 		}
 	}
+	return data, nil
+}
+
+// An assembler makes the stream of a recipe.
+type assembler struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	key    string
+	r      *recipe
+	read   readFunc
+
+	decoders sync.Pool
+	fetches  chan *fetch // in the order of need
+	work     sync.WaitGroup
+
+	part, chunk, skeleton int    // what comes next
+	intoPart              int    // bytes of its skeleton that are done
+	rest                  []byte // of the present piece
+	blocks                *blockCache
+	fetched               []piece // and not yet needed
+	err                   error
+}
+
+// Read implements io.Reader.
+func (a *assembler) Read(b []byte) (int, error) {
+	for len(a.rest) == 0 && a.err == nil {
+		a.err = a.next()
+	}
+	if len(a.rest) == 0 {
+		return 0, a.err
+	}
+	n := copy(b, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+// next sets the next piece of the stream.
+func (a *assembler) next() error {
+	if a.part == len(a.r.parts) {
+		return io.EOF
+	}
+	p := a.r.parts[a.part]
 	switch {
-	case err == nil:
-		return n, nil
-	case errors.Is(err, io.EOF):
-		v.err = v.verify()
-	case v.raw.err != nil && !errors.Is(v.raw.err, io.EOF):
-		v.err = v.raw.err
+	case a.intoPart < p.skeleton:
+		a.rest = a.r.skeleton[a.skeleton : a.skeleton+p.skeleton]
+		a.skeleton += p.skeleton
+		a.intoPart = p.skeleton
+	case a.chunk < len(p.content):
+		data, err := a.content(p.content[a.chunk])
+		if err != nil {
+			return err
+		}
+		a.rest = data
+		a.chunk++
 	default:
-		v.err = v.damaged(err)
+		a.part, a.chunk, a.intoPart = a.part+1, 0, 0
 	}
-	return n, v.err
+	return nil
 }
 
-// verify returns io.EOF if the whole stream was right.
-func (v *verifiedReader) verify() error {
-	v.ended = true
-	sum, err := v.digest.finish(nil)
+// content returns the data of a chunk, checked.
+func (a *assembler) content(i int) ([]byte, error) {
+	at, c := a.r.places[i], a.r.chunks[i]
+	data, err := a.block(at.block)
 	if err != nil {
-		return v.damaged(err)
+		return nil, err
 	}
-	if sum != v.ref.Digest {
-		return v.damaged(fmt.Errorf("it holds %s", sum))
+	data = data[at.offset : at.offset+c.Size]
+	if sha256.Sum256(data) != c.Sum {
+		return nil, fmt.Errorf("read staged context %s: %w: a part of pack %s is not what it was",
+			a.key, ErrCorrupt, a.r.packs[a.r.blocks[at.block].pack].key())
 	}
-	return io.EOF
+	return data, nil
 }
 
-func (v *verifiedReader) damaged(err error) error {
-	return fmt.Errorf("read staged context %s: %w: %w", v.ref.Key, ErrCorrupt, err)
+// block returns an uncompressed block: one of the last ones, or one that was
+// fetched for now. Blocks come and go in the very order that prefetch foresaw.
+func (a *assembler) block(b int) ([]byte, error) {
+	if data, ok := a.blocks.get(b); ok {
+		return data, nil
+	}
+	if len(a.fetched) == 0 {
+		select {
+		case f, ok := <-a.fetches:
+			if !ok {
+				return nil, errors.Join(errors.New("the reading of the staged context has ended"), context.Cause(a.ctx))
+			}
+			<-f.done
+			if f.err != nil {
+				return nil, f.err
+			}
+			a.fetched = f.pieces
+		case <-a.ctx.Done():
+			return nil, context.Cause(a.ctx)
+		}
+	}
+	next := a.fetched[0]
+	a.fetched = a.fetched[1:]
+	if next.block != b {
+		return nil, fmt.Errorf("internal error: block %d was fetched for block %d", next.block, b)
+	}
+	a.blocks.put(b, next.data)
+	return next.data, nil
 }
 
 // Close ends the reading.
-func (v *verifiedReader) Close() error {
-	if v.err == nil {
-		v.err = errors.New("read of a closed context")
+func (a *assembler) Close() error {
+	a.cancel()
+	for range a.fetches { // until prefetch has ended
 	}
-	if !v.ended {
-		v.ended = true
-		v.digest.finish(io.ErrClosedPipe)
+	a.work.Wait()
+	if a.err == nil {
+		a.err = errors.New("read of a closed context")
 	}
-	v.cancel()
-	v.z.Close()
-	return v.raw.Close()
+	a.rest = nil
+	return nil
 }
 
-// A resumingReader reads an object and, where the connection breaks, goes on from
-// the same place.
-type resumingReader struct {
-	ctx    context.Context
-	bucket *blob.Bucket
-	key    string
-	size   int64 // of the object; 0 if not known before it is opened
-	offset int64
-	r      *blob.Reader
+// A fetch is a read of neighbouring blocks, under way or done.
+type fetch struct {
+	blocks []int
+	pieces []piece
 	err    error
+	done   chan struct{}
 }
 
-// connect opens the object at the present offset, with several attempts.
-func (r *resumingReader) connect() error {
-	wait := readBackoff
-	for attempt := 1; ; attempt++ {
-		br, err := r.bucket.NewRangeReader(r.ctx, r.key, r.offset, -1, nil)
-		if err == nil {
-			if r.size == 0 {
-				r.size = br.Size()
-			}
-			if br.Size() != r.size {
-				br.Close()
-				return fmt.Errorf("read staged object %s: %w: it has %d bytes, not %d", r.key, ErrCorrupt, br.Size(), r.size)
-			}
-			r.r = br
-			return nil
-		}
-		switch {
-		case r.ctx.Err() != nil:
-			return context.Cause(r.ctx)
-		case gcerrors.Code(err) == gcerrors.NotFound:
-			return fmt.Errorf("read staged object %s: %w: %w", r.key, ErrGone, err)
-		case gcerrors.Code(err) == gcerrors.PermissionDenied, attempt > readRetries:
-			return fmt.Errorf("read staged object %s: %w", r.key, err)
-		}
-		if !sleep(r.ctx, wait) {
-			return context.Cause(r.ctx)
-		}
-		wait *= 2
-	}
+// A piece is an uncompressed block.
+type piece struct {
+	block int
+	data  []byte
 }
 
-func (r *resumingReader) Read(b []byte) (int, error) {
-	if r.err != nil {
-		return 0, r.err
-	}
-	wait := readBackoff
-	for attempt := 1; ; attempt++ {
-		if r.offset >= r.size {
-			r.err = io.EOF
-			return 0, r.err
+// prefetch reads all blocks in the order of need.
+func (a *assembler) prefetch() {
+	defer close(a.fetches)
+	var run []int
+	var length int
+	flush := func() bool {
+		if len(run) == 0 {
+			return true
 		}
-		if r.r == nil {
-			if err := r.connect(); err != nil {
-				r.err = err
-				return 0, err
-			}
+		f := &fetch{blocks: run, done: make(chan struct{})}
+		run, length = nil, 0
+		// The channel holds back the starting: at most ahead+1 are under way.
+		select {
+		case a.fetches <- f:
+		case <-a.ctx.Done():
+			return false
 		}
-		n, err := r.r.Read(b)
-		r.offset += int64(n)
-		if n > 0 || err == nil {
-			return n, nil // an error will come again, or be mended
-		}
-		r.r.Close()
-		r.r = nil
-		if r.ctx.Err() != nil {
-			r.err = context.Cause(r.ctx)
-			return 0, r.err
-		}
-		if attempt > readRetries {
-			r.err = fmt.Errorf("read staged object %s at byte %d of %d: %w", r.key, r.offset, r.size, unexpected(err))
-			return 0, r.err
-		}
-		if !sleep(r.ctx, wait) {
-			r.err = context.Cause(r.ctx)
-			return 0, r.err
-		}
-		wait *= 2
-	}
-}
-
-// unexpected turns the EOF of a short object into an error.
-func unexpected(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// Close closes the connection.
-func (r *resumingReader) Close() error {
-	if r.r == nil {
-		return nil
-	}
-	err := r.r.Close()
-	r.r = nil
-	return err
-}
-
-// sleep waits for d, and returns false if ctx is done first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
+		a.work.Go(func() {
+			defer close(f.done)
+			f.pieces, f.err = a.fetch(f.blocks)
+		})
 		return true
 	}
+	seen := newBlockCache() // as the reader's own will be at the same place
+	for _, p := range a.r.parts {
+		for _, c := range p.content {
+			b := a.r.places[c].block
+			if _, ok := seen.get(b); ok {
+				continue
+			}
+			bl := a.r.blocks[b]
+			if len(run) > 0 {
+				last := a.r.blocks[run[len(run)-1]]
+				if last.pack != bl.pack || last.offset+int64(last.length) != bl.offset || length+bl.length > runSize || len(run) == maxRun {
+					if !flush() {
+						return
+					}
+				}
+			}
+			run = append(run, b)
+			length += bl.length
+			seen.put(b, nil)
+		}
+	}
+	flush()
+}
+
+// fetch reads and uncompresses blocks that lie one after the other in a pack.
+func (a *assembler) fetch(blocks []int) ([]piece, error) {
+	first, last := a.r.blocks[blocks[0]], a.r.blocks[blocks[len(blocks)-1]]
+	data, err := a.read(a.ctx, a.r.packs[first.pack], first.offset, last.offset+int64(last.length)-first.offset)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]piece, len(blocks))
+	for i, b := range blocks {
+		bl := a.r.blocks[b]
+		packed := data[bl.offset-first.offset:][:bl.length]
+		out[i].block = b
+		if bl.length == bl.size {
+			out[i].data = packed
+			continue
+		}
+		z := a.decoders.Get().(*zstd.Decoder)
+		out[i].data, err = z.DecodeAll(packed, make([]byte, 0, bl.size))
+		a.decoders.Put(z)
+		if err == nil && len(out[i].data) != bl.size {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read staged context %s: %w: pack %s: %w", a.key, ErrCorrupt, a.r.packs[bl.pack].key(), err)
+		}
+	}
+	return out, nil
+}
+
+// A blockCache keeps the blocks that were put last. Reading from it changes nothing.
+type blockCache struct {
+	data  map[int][]byte
+	order []int
+}
+
+func newBlockCache() *blockCache { return &blockCache{data: map[int][]byte{}} }
+
+func (c *blockCache) get(b int) ([]byte, bool) {
+	d, ok := c.data[b]
+	return d, ok
+}
+
+func (c *blockCache) put(b int, data []byte) {
+	if len(c.order) == keptBlocks {
+		delete(c.data, c.order[0])
+		c.order = c.order[1:]
+	}
+	c.order = append(c.order, b)
+	c.data[b] = data
 }

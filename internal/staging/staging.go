@@ -1,23 +1,27 @@
 // Package staging keeps build contexts and executors in a blob bucket, where
 // agents find them. Everything is content-addressed: what is there already is not
 // sent again, and whoever reads it can tell that it is whole.
+//
+// A context is a recipe, which says how to make its tar stream out of chunks of
+// content, and packs, which hold the chunks: a few MiB of neighbours compressed
+// together, some 16 MiB an object. A context that is like another one shares its
+// packs and sends only the chunks that are new. The recipe is written last; a
+// context without recipe is no context.
 package staging
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 )
@@ -25,24 +29,42 @@ import (
 // Where things are in the bucket.
 const (
 	ContextPrefix  = "portainer/contexts/"
+	PackPrefix     = "portainer/packs/"
 	ExecutorPrefix = "portainer/executors/"
 )
 
 // DefaultLimit is the size of the largest context that Open yields, uncompressed.
 const DefaultLimit = 64 << 30
 
-// attempts is how often a context is bundled anew when it changes under our hands.
-const attempts = 3
+const (
+	// bundlings is how often a context is read anew when it changes under our
+	// hands.
+	bundlings = 3
+	// executorLife is how long a staged executor is relied on before it is
+	// written again, so that GC sees that it is used.
+	executorLife = 6 * time.Hour
+	// cleanupTime bounds what must be done even when a caller has given up.
+	cleanupTime = 30 * time.Second
+)
+
+// How often, and after which pause, something is tried again. The pauses double.
+const (
+	retries    = 6
+	retryFirst = 100 * time.Millisecond
+)
 
 // ErrChanged reports a context that was not the same twice: something writes to
 // its files all the time.
 var ErrChanged = errors.New("the build context keeps changing")
 
+// errOther reports a second reading that was not like the first.
+var errOther = errors.New("the context changed between two readings")
+
 // A Ref says where a staged context is and what it must hold.
 type Ref struct {
 	Key    string
-	Size   int64  // of the object
-	Digest string // of the context in it: what the function Digest says of the tar
+	Size   int64  // of the recipe's object when it was staged
+	Digest string // of the context; Key has it too
 }
 
 // PutStats says what a put took.
@@ -52,137 +74,143 @@ type PutStats struct {
 	Sent     int64 // bytes written to the bucket
 }
 
-// A Store stages contexts in a bucket. It is safe for concurrent use. Two Stores
-// on one bucket, in one process or in two, may both stage the same context: the
-// later one replaces the earlier one's object by an equal one.
+// A Store stages contexts in a bucket. It is safe for concurrent use, and so are
+// several Stores on one bucket, in any number of processes.
 type Store struct {
 	bucket *blob.Bucket
+	id     string // names our leases
 
 	// Limit is the size of the largest context that Open yields, uncompressed;
 	// 0 means DefaultLimit. It must not change after the first use.
 	Limit int64
 
-	mu      sync.Mutex
-	uploads map[string]*upload // under way, by key
+	mu   sync.Mutex
+	puts map[string]*put // under way, by digest
 }
 
-// An upload is what callers with the same context share.
-type upload struct {
-	done  chan struct{}
-	ref   Ref
-	stats PutStats
-	err   error
+// A put is what callers with the same context share.
+type put struct {
+	done chan struct{}
+	ref  Ref
+	err  error
 }
 
 // New returns a Store on b, which the caller closes after it.
 func New(b *blob.Bucket) *Store {
-	return &Store{bucket: b, uploads: map[string]*upload{}}
+	return &Store{bucket: b, id: rand.Text(), puts: map[string]*put{}}
 }
 
 // PutContext stages the tar stream that bundle writes, unless it is there already.
 //
-// bundle is called once to learn the digest, and again to send the stream if the
-// bucket lacks it; both times it must write the same. It must return an error for
-// anything it could not read: then, and whenever ctx is done or the bucket fails,
-// nothing is left in the bucket that could be taken for a context. Errors of bundle
-// come back wrapped. Calls for the same context at the same time share one upload.
-func (s *Store) PutContext(ctx context.Context, bundle func(ctx context.Context, w io.Writer) error) (Ref, PutStats, error) {
-	for range attempts {
-		digest, size, err := hashBundle(ctx, bundle)
+// bundle is called once to learn what the context is, and again to send what the
+// bucket lacks of it; both times it must write the same. It must return an error
+// for anything it could not read: then, and whenever ctx is done or the bucket
+// fails, nothing is left in the bucket that could be taken for a context. Errors
+// of bundle come back wrapped. Calls for the same context at the same time share
+// one upload.
+//
+// The context stays until Delete, and is then removed unless another Store relies
+// on it, too.
+func (s *Store) PutContext(ctx context.Context, bundleFn func(ctx context.Context, w io.Writer) error) (Ref, PutStats, error) {
+	return s.put(ctx, bundle(bundleFn))
+}
+
+func (s *Store) put(ctx context.Context, src source) (Ref, PutStats, error) {
+	for range bundlings {
+		r, err := src.recipe(ctx)
 		if err != nil {
 			return Ref{}, PutStats{}, err
 		}
-		ref, stats, err := s.putOnce(ctx, digest, bundle)
+		ref, stats, err := s.putRecipe(ctx, r, src)
 		if errors.Is(err, errOther) {
 			continue
 		}
-		stats.TarSize = size
+		stats.TarSize = r.tarSize()
 		return ref, stats, err
 	}
-	return Ref{}, PutStats{}, fmt.Errorf("stage the context: %w: it was read %d times, and never twice the same", ErrChanged, attempts+1)
+	return Ref{}, PutStats{}, fmt.Errorf("stage the context: %w: it was read %d times, and never twice the same", ErrChanged, bundlings+1)
 }
 
-// errOther reports a second pass that wrote something other than the first.
-var errOther = errors.New("the context changed between two passes")
-
-// hashBundle returns the digest and the size of what bundle writes.
-func hashBundle(ctx context.Context, bundle func(context.Context, io.Writer) error) (string, int64, error) {
-	d := newDigestWriter()
-	err := bundle(ctx, d)
-	if ctx.Err() != nil {
-		err = errors.Join(err, context.Cause(ctx))
-	}
-	digest, digestErr := d.finish(err)
-	if err != nil {
-		return "", 0, err
-	}
-	return digest, d.size, digestErr
-}
-
-// putOnce sends the context with that digest, or waits for someone who does.
-func (s *Store) putOnce(ctx context.Context, digest string, bundle func(context.Context, io.Writer) error) (Ref, PutStats, error) {
-	key := contextKey(digest)
+// putRecipe stages the context, or waits for someone who does.
+func (s *Store) putRecipe(ctx context.Context, r *recipe, src source) (Ref, PutStats, error) {
+	digest := r.digest()
 	for {
 		s.mu.Lock()
-		up, shared := s.uploads[key]
+		p, shared := s.puts[digest]
 		if !shared {
-			up = &upload{done: make(chan struct{})}
-			s.uploads[key] = up
+			p = &put{done: make(chan struct{})}
+			s.puts[digest] = p
 		}
 		s.mu.Unlock()
 		if !shared {
-			up.ref, up.stats, up.err = s.upload(ctx, key, digest, bundle)
+			var stats PutStats
+			p.ref, stats, p.err = s.stage(ctx, digest, r, src)
 			s.mu.Lock()
-			delete(s.uploads, key)
+			delete(s.puts, digest)
 			s.mu.Unlock()
-			close(up.done)
-			return up.ref, up.stats, up.err
+			close(p.done)
+			return p.ref, stats, p.err
 		}
 		select {
 		case <-ctx.Done():
 			return Ref{}, PutStats{}, context.Cause(ctx)
-		case <-up.done:
+		case <-p.done:
 		}
-		if up.err == nil {
-			return up.ref, PutStats{}, nil
+		if p.err == nil {
+			return p.ref, PutStats{}, nil
 		}
 		// The other's trouble may be its own, a cancelled context above all.
 	}
 }
 
-// upload sends what bundle writes, unless it is there.
-func (s *Store) upload(ctx context.Context, key, digest string, bundle func(context.Context, io.Writer) error) (Ref, PutStats, error) {
-	ref := Ref{Key: key, Digest: digest}
-	attrs, err := s.bucket.Attributes(ctx, key)
+// stage makes sure that the context is in the bucket, and that it stays.
+func (s *Store) stage(ctx context.Context, digest string, r *recipe, src source) (_ Ref, _ PutStats, err error) {
+	ref := Ref{Key: ContextPrefix + hexOf(digest), Digest: digest}
+	if err := s.acquire(ctx, digest); err != nil {
+		return Ref{}, PutStats{}, err
+	}
+	written := false // packs of ours, which no recipe knows
+	defer func() {
+		if err == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		cleanup := s.release(ctx, digest)
+		if written && cleanup == nil {
+			cleanup = s.sweep(ctx, func(Object) bool { return false })
+		}
+		err = errors.Join(err, cleanup)
+	}()
+	attrs, err := s.bucket.Attributes(ctx, ref.Key)
 	if err == nil {
 		ref.Size = attrs.Size
 		return ref, PutStats{}, nil
 	}
 	if gcerrors.Code(err) != gcerrors.NotFound {
-		return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", key, err)
+		return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", ref.Key, err)
 	}
-	size, err := s.write(ctx, key, func(w io.Writer) error {
-		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
-		if err != nil {
-			return err
-		}
-		defer z.Close() // again, after an error, to end its goroutines
-		d := newDigestWriter()
-		err = bundle(ctx, io.MultiWriter(z, d))
-		got, digestErr := d.finish(err)
-		if err := errors.Join(err, digestErr); err != nil {
-			return err
-		}
-		if got != digest {
-			return errOther
-		}
-		return z.Close()
+	if err := s.reuse(ctx, r); err != nil {
+		return Ref{}, PutStats{}, err
+	}
+	written = true
+	sent, err := s.upload(ctx, r, src)
+	if err != nil {
+		return Ref{}, PutStats{}, err
+	}
+	object, err := r.encode()
+	if err != nil {
+		return Ref{}, PutStats{}, fmt.Errorf("stage the context: %w", err)
+	}
+	n, err := s.write(ctx, ref.Key, func(w io.Writer) error {
+		_, err := w.Write(object)
+		return err
 	})
 	if err != nil {
 		return Ref{}, PutStats{}, err
 	}
-	ref.Size = size
-	return ref, PutStats{Uploaded: true, Sent: size}, nil
+	ref.Size = n
+	return ref, PutStats{Uploaded: true, Sent: sent + n}, nil
 }
 
 // write makes an object of what fill writes, whole or not at all: a blob's writer
@@ -226,7 +254,7 @@ func (s *Store) PutFile(ctx context.Context, name string) (string, error) {
 	sum := hex.EncodeToString(h.Sum(nil))
 	key := ExecutorPrefix + sum
 	attrs, err := s.bucket.Attributes(ctx, key)
-	if err == nil && attrs.Size == size {
+	if err == nil && attrs.Size == size && time.Since(attrs.ModTime) < executorLife {
 		return key, nil
 	}
 	if err != nil && gcerrors.Code(err) != gcerrors.NotFound {
@@ -248,51 +276,7 @@ func (s *Store) PutFile(ctx context.Context, name string) (string, error) {
 	return key, err
 }
 
-// Delete removes a staged context. One that is not there is no error.
-func (s *Store) Delete(ctx context.Context, ref Ref) error {
-	if err := s.bucket.Delete(ctx, ref.Key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
-		return fmt.Errorf("remove staged context %s: %w", ref.Key, err)
-	}
-	return nil
-}
-
-func contextKey(digest string) string {
-	return ContextPrefix + path.Base(strings.TrimPrefix(digest, "sha256:")) + ".tar.zst"
-}
-
-// A digestWriter takes a tar stream and tells its digest.
-type digestWriter struct {
-	w    *io.PipeWriter
-	size int64
-	done chan struct{}
-	sum  string
-	err  error
-}
-
-func newDigestWriter() *digestWriter {
-	r, w := io.Pipe()
-	d := &digestWriter{w: w, done: make(chan struct{})}
-	go func() {
-		defer close(d.done)
-		d.sum, d.err = Digest(r)
-		r.CloseWithError(d.err)
-	}()
-	return d
-}
-
-func (d *digestWriter) Write(b []byte) (int, error) {
-	n, err := d.w.Write(b)
-	d.size += int64(n)
-	return n, err
-}
-
-// finish ends the stream, with err if it was not written whole, and returns the
-// digest.
-func (d *digestWriter) finish(err error) (string, error) {
-	d.w.CloseWithError(err)
-	<-d.done
-	return d.sum, d.err
-}
+func hexOf(digest string) string { return strings.TrimPrefix(digest, "sha256:") }
 
 type counter struct {
 	w io.Writer
@@ -318,8 +302,23 @@ func (c *contextReader) Read(b []byte) (int, error) {
 	return c.r.Read(b)
 }
 
-// How reads are taken up again.
-const (
-	readRetries = 6 // without a byte in between
-	readBackoff = 100 * time.Millisecond
-)
+// sleep waits for d, and returns false if ctx is done first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// retriable reports whether trying again may mend err, an error of the bucket.
+func retriable(err error) bool {
+	switch gcerrors.Code(err) {
+	case gcerrors.NotFound, gcerrors.PermissionDenied, gcerrors.InvalidArgument, gcerrors.Unimplemented, gcerrors.FailedPrecondition:
+		return false
+	}
+	return !errors.Is(err, os.ErrPermission) && !errors.Is(err, errNoSpace)
+}

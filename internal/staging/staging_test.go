@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"gocloud.dev/blob"
@@ -81,14 +82,15 @@ func TestPutContextRoundTrip(t *testing.T) {
 	for name, bucket := range map[string]*blob.Bucket{"mem": memblob.OpenBucket(nil), "file": dir} {
 		t.Run(name, func(t *testing.T) {
 			defer bucket.Close()
-			data := tarOf(t, file{"a", "hello"}, file{"b", random(3 << 20)}, file{"c", strings.Repeat("x", 5<<20)})
+			data := tarOf(t, file{"a", "hello"}, file{"b", random(3 << 20)}, file{"c", strings.Repeat("x", 5<<20)}, file{"d", random(3<<20) + "tail"})
 			s := staging.New(bucket)
 			ref, stats, err := s.PutContext(t.Context(), writes(data))
 			require.NoError(t, err)
 			require.True(t, stats.Uploaded)
 			require.Equal(t, int64(len(data)), stats.TarSize)
 
-			again, stats, err := staging.New(bucket).PutContext(t.Context(), writes(data))
+			other := staging.New(bucket)
+			again, stats, err := other.PutContext(t.Context(), writes(data))
 			require.NoError(t, err)
 			require.Equal(t, ref, again)
 			require.False(t, stats.Uploaded)
@@ -99,7 +101,11 @@ func TestPutContextRoundTrip(t *testing.T) {
 			require.Equal(t, data, got)
 
 			require.NoError(t, s.Delete(t.Context(), ref))
-			require.NoError(t, s.Delete(t.Context(), ref), "what is gone is removed")
+			got, err = readAll(t, s, ref)
+			require.NoError(t, err, "the other store relies on it")
+			require.Equal(t, data, got)
+			require.NoError(t, other.Delete(t.Context(), ref))
+			require.NoError(t, other.Delete(t.Context(), ref), "what is gone is removed")
 			require.Empty(t, keys(t, bucket))
 			_, err = s.Open(t.Context(), ref)
 			require.ErrorIs(t, err, staging.ErrGone)
@@ -108,7 +114,7 @@ func TestPutContextRoundTrip(t *testing.T) {
 }
 
 func TestPutContextLeavesNothingOnError(t *testing.T) {
-	data := tarOf(t, file{"a", random(4 << 20)}, file{"b", "x"})
+	data := tarOf(t, file{"a", random(1200 << 10)}, file{"b", "x"})
 	broken := errors.New("disk on fire")
 	for _, part := range []int{0, 1, 700, len(data) / 2, len(data) - 1024, len(data) - 1} {
 		for _, pass := range []int{1, 2} {
@@ -186,7 +192,7 @@ func TestPutContextSharesOneUpload(t *testing.T) {
 	bucket := memblob.OpenBucket(nil)
 	defer bucket.Close()
 	s := staging.New(bucket)
-	data := tarOf(t, file{"a", random(1 << 20)})
+	data := tarOf(t, file{"a", random(100 << 10)})
 	const n = 40
 	var passes, uploads atomic.Int64
 	var hashed sync.WaitGroup
@@ -217,59 +223,55 @@ func TestPutContextSharesOneUpload(t *testing.T) {
 		require.NoError(t, <-errs)
 	}
 	require.Equal(t, int64(1), uploads.Load())
-	require.Equal(t, int64(n+1), passes.Load())
+	require.GreaterOrEqual(t, passes.Load(), int64(n+1))
 }
 
 func TestOpenRefusesDamage(t *testing.T) {
 	data := tarOf(t, file{"a", random(300_000)}, file{"b", strings.Repeat("y", 300_000)})
-	other := tarOf(t, file{"a", random(300_001)})
-	put := func(t *testing.T) (*blob.Bucket, *staging.Store, staging.Ref, []byte) {
-		bucket := memblob.OpenBucket(nil)
-		t.Cleanup(func() { bucket.Close() })
-		s := staging.New(bucket)
-		ref, _, err := s.PutContext(t.Context(), writes(data))
+	bucket := memblob.OpenBucket(nil)
+	defer bucket.Close()
+	s := staging.New(bucket)
+	ref, _, err := s.PutContext(t.Context(), writes(data))
+	require.NoError(t, err)
+	objects := map[string][]byte{}
+	for _, k := range keys(t, bucket) {
+		objects[k], err = bucket.ReadAll(t.Context(), k)
 		require.NoError(t, err)
-		object, err := bucket.ReadAll(t.Context(), ref.Key)
-		require.NoError(t, err)
-		return bucket, s, ref, object
 	}
-	t.Run("every cut", func(t *testing.T) {
-		bucket, s, ref, object := put(t)
-		for _, n := range []int{0, 1, 100, len(object) / 2, len(object) - 1} {
-			require.NoError(t, bucket.WriteAll(t.Context(), ref.Key, object[:n], nil))
-			_, err := readAll(t, s, ref)
-			require.ErrorIs(t, err, staging.ErrCorrupt, "%d bytes", n)
-			short := ref
-			short.Size = int64(n)
-			_, err = readAll(t, s, short)
-			require.Error(t, err, "%d bytes", n)
+	require.Len(t, objects, 3, "a recipe, a pack and a lease")
+	for key, object := range objects {
+		if strings.Contains(key, "/leases/") {
+			continue
 		}
-	})
-	t.Run("flipped bits", func(t *testing.T) {
-		bucket, s, ref, object := put(t)
-		for i := 0; i < len(object); i += len(object)/50 + 1 {
+		for _, n := range []int{0, 1, 100, len(object) / 2, len(object) - 1} {
+			require.NoError(t, bucket.WriteAll(t.Context(), key, object[:n], nil))
+			_, err := readAll(t, s, ref)
+			require.ErrorIs(t, err, staging.ErrCorrupt, "%s cut to %d bytes", key, n)
+		}
+		for i := 0; i < len(object); i += len(object)/100 + 1 {
 			bad := bytes.Clone(object)
 			bad[i] ^= 0x10
-			require.NoError(t, bucket.WriteAll(t.Context(), ref.Key, bad, nil))
-			_, err := readAll(t, s, ref)
-			require.Error(t, err, "bit in byte %d", i)
+			require.NoError(t, bucket.WriteAll(t.Context(), key, bad, nil))
+			got, err := readAll(t, s, ref)
+			if err == nil {
+				require.Equal(t, data, got, "%s: bit in byte %d", key, i)
+			}
 		}
-	})
-	t.Run("another context", func(t *testing.T) {
-		bucket, s, ref, _ := put(t)
-		foreign, _, err := s.PutContext(t.Context(), writes(other))
-		require.NoError(t, err)
-		require.NoError(t, bucket.Copy(t.Context(), ref.Key, foreign.Key, nil))
-		ref.Size = foreign.Size
-		_, err = readAll(t, s, ref)
-		require.ErrorIs(t, err, staging.ErrCorrupt)
-	})
-	t.Run("too large", func(t *testing.T) {
-		_, s, ref, _ := put(t)
-		s.Limit = 500_000
-		_, err := readAll(t, s, ref)
-		require.ErrorIs(t, err, staging.ErrTooLarge)
-	})
+		require.NoError(t, bucket.WriteAll(t.Context(), key, object, nil))
+	}
+	_, err = readAll(t, s, ref)
+	require.NoError(t, err)
+
+	foreign, _, err := s.PutContext(t.Context(), writes(tarOf(t, file{"a", random(300_001)})))
+	require.NoError(t, err)
+	require.NoError(t, bucket.Copy(t.Context(), ref.Key, foreign.Key, nil))
+	_, err = readAll(t, s, ref)
+	require.ErrorIs(t, err, staging.ErrCorrupt)
+
+	limited := staging.New(bucket)
+	limited.Limit = 200_000
+	_, err = readAll(t, limited, foreign)
+	require.ErrorIs(t, err, staging.ErrTooLarge)
 }
 
 func TestPutFile(t *testing.T) {
@@ -291,7 +293,7 @@ func TestPutFile(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
-func TestDigest(t *testing.T) {
+func TestPutContextKnowsContexts(t *testing.T) {
 	base := &tar.Header{Typeflag: tar.TypeReg, Name: "a", Mode: 0o644, Size: 3}
 	digest := func(t *testing.T, h *tar.Header, content string) string {
 		var buf bytes.Buffer
@@ -300,23 +302,20 @@ func TestDigest(t *testing.T) {
 		_, err := io.WriteString(w, content)
 		require.NoError(t, err)
 		require.NoError(t, w.Close())
-		d, err := staging.Digest(&buf)
+		bucket := memblob.OpenBucket(nil)
+		defer bucket.Close()
+		ref, _, err := staging.New(bucket).PutContext(t.Context(), writes(buf.Bytes()))
 		require.NoError(t, err)
-		return d
+		return ref.Digest
 	}
-	want := digest(t, base, "abc")
-	times := *base
-	times.ModTime, times.Uname, times.Format = times.ModTime.AddDate(2020, 0, 0), "root", tar.FormatPAX
-	require.Equal(t, want, digest(t, &times, "abc"), "times and names do not count")
-
-	seen := map[string]string{want: "itself"}
+	seen := map[string]string{digest(t, base, "abc"): "itself"}
 	for name, change := range map[string]func(h *tar.Header) string{
 		"content": func(*tar.Header) string { return "abd" },
 		"size":    func(h *tar.Header) string { h.Size = 2; return "ab" },
 		"name":    func(h *tar.Header) string { h.Name = "b"; return "abc" },
 		"mode":    func(h *tar.Header) string { h.Mode = 0o600; return "abc" },
 		"owner":   func(h *tar.Header) string { h.Uid = 1; return "abc" },
-		"group":   func(h *tar.Header) string { h.Gid = 1; return "abc" },
+		"time":    func(h *tar.Header) string { h.ModTime = time.Unix(1, 0); return "abc" },
 		"xattr": func(h *tar.Header) string {
 			h.PAXRecords = map[string]string{"SCHILY.xattr.user.a": "1"}
 			return "abc"
@@ -334,7 +333,7 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-func TestDigestRefusesHostileNames(t *testing.T) {
+func TestPutContextRefusesHostileEntries(t *testing.T) {
 	for _, h := range []*tar.Header{
 		{Typeflag: tar.TypeReg, Name: "/etc/passwd"},
 		{Typeflag: tar.TypeReg, Name: "../x"},
@@ -348,21 +347,12 @@ func TestDigestRefusesHostileNames(t *testing.T) {
 		w := tar.NewWriter(&buf)
 		require.NoError(t, w.WriteHeader(h))
 		require.NoError(t, w.Close())
-		_, err := staging.Digest(&buf)
+		bucket := memblob.OpenBucket(nil)
+		_, _, err := staging.New(bucket).PutContext(t.Context(), writes(buf.Bytes()))
 		require.ErrorContains(t, err, fmt.Sprintf("%q", h.Name))
+		_, _, err = staging.New(bucket).PutTree(t.Context(), staging.Tree{{Header: h}})
+		require.ErrorContains(t, err, fmt.Sprintf("%q", h.Name))
+		require.Empty(t, keys(t, bucket))
+		require.NoError(t, bucket.Close())
 	}
-	_, err := staging.Digest(strings.NewReader("no tar stream at all, and certainly not one of 512 byte blocks"))
-	require.Error(t, err)
-}
-
-func FuzzDigest(f *testing.F) {
-	f.Add(tarOf(f, file{"a", "b"}, file{"c/d", "e"}))
-	f.Add([]byte{})
-	f.Add(tarOf(f, file{strings.Repeat("x/", 150) + "y", "b"})[:700])
-	f.Fuzz(func(t *testing.T, data []byte) {
-		d, err := staging.Digest(bytes.NewReader(data))
-		if err == nil && !strings.HasPrefix(d, "sha256:") {
-			t.Fatal(d)
-		}
-	})
 }

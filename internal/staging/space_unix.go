@@ -1,0 +1,7 @@
+//go:build unix
+
+package staging
+
+import "syscall"
+
+const errNoSpace = syscall.ENOSPC

@@ -1,0 +1,225 @@
+package staging
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// maxBlock is how much content is compressed together.
+	maxBlock = 4 << 20
+	// packSize is from where on a pack is not added to.
+	packSize = 16 << 20
+	// uploads is how many packs are sent at the same time.
+	uploads = 4
+)
+
+// An uploader sends chunks in packs: a reader that hands out blocks, compressors,
+// and senders of packs, which are done in the order of the chunks.
+type uploader struct {
+	store *Store
+	r     *recipe
+
+	raw    []byte // the present block
+	chunks []int  // in it
+
+	encoders sync.Pool
+	sent     int64 // valid when all is done
+}
+
+// A pressed is a block that was compressed, or will be.
+type pressed struct {
+	done   chan struct{}
+	data   []byte // as it goes in the pack
+	size   int    // uncompressed
+	chunks []int
+	places []int // offset of each chunk in the uncompressed block
+}
+
+// upload sends the chunks of r that have no place yet, and gives them one.
+func (s *Store) upload(ctx context.Context, r *recipe, src source) (int64, error) {
+	missing := map[[sha256.Size]byte]int{}
+	for i, p := range r.places {
+		if p.block < 0 {
+			missing[r.chunks[i].Sum] = i
+		}
+	}
+	if len(missing) == 0 {
+		return 0, nil
+	}
+	u := &uploader{store: s, r: r}
+	u.encoders.New = func() any {
+		z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+		if err != nil {
+			panic(err) // the options are constants
+		}
+		return z
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	ordered := make(chan *pressed, runtime.GOMAXPROCS(0)) // blocks in the order of the stream
+	work := make(chan func())
+	g.Go(func() error {
+		defer close(ordered)
+		defer close(work)
+		return u.read(ctx, missing, src, func(raw []byte, chunks, places []int) error {
+			p := &pressed{done: make(chan struct{}), size: len(raw), chunks: chunks, places: places}
+			select {
+			case work <- func() { p.data = u.press(raw); close(p.done) }:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			select {
+			case ordered <- p:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+	})
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error {
+			for do := range work {
+				do()
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return u.pack(ctx, ordered) })
+	if err := g.Wait(); err != nil {
+		return 0, err
+	}
+	return u.sent, nil
+}
+
+// read cuts what is missing into blocks.
+func (u *uploader) read(ctx context.Context, missing map[[sha256.Size]byte]int, src source, emit func(raw []byte, chunks, places []int) error) error {
+	var raw []byte
+	var chunks, places []int
+	flush := func() error {
+		if len(raw) == 0 {
+			return nil
+		}
+		err := emit(raw, chunks, places)
+		raw, chunks, places = nil, nil, nil
+		return err
+	}
+	wanted := func(c Chunk) bool { _, ok := missing[c.Sum]; return ok }
+	err := src.each(ctx, wanted, func(c Chunk, data []byte) error {
+		i, ok := missing[c.Sum]
+		if !ok {
+			return nil
+		}
+		delete(missing, c.Sum)
+		if len(raw)+len(data) > maxBlock {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if raw == nil {
+			raw = make([]byte, 0, maxBlock)
+		}
+		chunks, places = append(chunks, i), append(places, len(raw))
+		raw = append(raw, data...)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		return errOther
+	}
+	return flush()
+}
+
+// press compresses a block, or leaves it as it is when that gains little.
+func (u *uploader) press(raw []byte) []byte {
+	z := u.encoders.Get().(*zstd.Encoder)
+	defer u.encoders.Put(z)
+	// What does not shrink in a sample is mostly media and archives, for which
+	// compressing is lost time.
+	if len(raw) > 256<<10 {
+		probe := raw[len(raw)/2 : len(raw)/2+64<<10]
+		if n := len(z.EncodeAll(probe, nil)); n > len(probe)*97/100 {
+			first := raw[:64<<10]
+			if n := len(z.EncodeAll(first, nil)); n > len(first)*97/100 {
+				return raw
+			}
+		}
+	}
+	out := z.EncodeAll(raw, make([]byte, 0, len(raw)/3))
+	if len(out) >= len(raw) {
+		return raw
+	}
+	return out
+}
+
+// pack collects blocks into packs and sends them, a few at a time.
+func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(uploads)
+	var buf []byte
+	flush := func() {
+		if len(buf) == 0 {
+			return
+		}
+		data := buf
+		buf = nil
+		ref := packRef{sha256.Sum256(data), int64(len(data))}
+		u.r.packs = append(u.r.packs, ref)
+		u.sent += ref.size
+		g.Go(func() error { return u.store.writePack(ctx, ref, data) })
+	}
+	for p := range ordered {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return errors.Join(g.Wait(), context.Cause(ctx))
+		}
+		if buf == nil {
+			buf = make([]byte, 0, packSize+maxBlock/4)
+		}
+		bl := block{pack: len(u.r.packs), offset: int64(len(buf)), length: len(p.data), size: p.size}
+		for k, c := range p.chunks {
+			u.r.places[c] = place{len(u.r.blocks), p.places[k]}
+		}
+		u.r.blocks = append(u.r.blocks, bl)
+		buf = append(buf, p.data...)
+		if len(buf) >= packSize {
+			flush()
+		}
+	}
+	if ctx.Err() == nil {
+		flush()
+	}
+	return g.Wait()
+}
+
+// writePack sends one pack, and tries again when the bucket fails.
+func (s *Store) writePack(ctx context.Context, ref packRef, data []byte) error {
+	wait := retryFirst
+	for attempt := 1; ; attempt++ {
+		_, err := s.write(ctx, ref.key(), func(w io.Writer) error {
+			_, err := io.Copy(w, &contextReader{ctx, bytes.NewReader(data)})
+			return err
+		})
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || attempt >= retries || !retriable(err) {
+			return fmt.Errorf("send a part of the context: %w", err)
+		}
+		if !sleep(ctx, wait) {
+			return context.Cause(ctx)
+		}
+		wait *= 2
+	}
+}
