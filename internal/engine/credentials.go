@@ -10,51 +10,64 @@ import (
 	"github.com/docker/docker/api/types/registry"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth"
+	"github.com/moby/buildkit/session/secrets"
 	"google.golang.org/grpc"
 )
 
-// An AuthFunc tells the name and the secret for a registry, which is its
-// host:port, or "docker.io" for Docker Hub. Two empty strings mean that there are
-// none; the name "<token>" means that the secret is an identity token, as with
-// docker's credential helpers. It is asked anew for every pull and push, from
-// many goroutines, so that it can renew what expires.
-type AuthFunc func(ctx context.Context, registry string) (user, secret string, err error)
+// A RegistryAuth is what a registry, or the token server it names, wants to see.
+// The zero value is anonymous.
+type RegistryAuth struct {
+	Username, Password string
+	// IdentityToken is an OAuth2 refresh token.
+	IdentityToken string
+	// RegistryToken is a bearer token for the registry itself. BuildKit cannot
+	// be given one.
+	RegistryToken string
+}
+
+// An AuthFunc tells the credentials for a registry, which is its host:port, or
+// "docker.io" for Docker Hub. It is asked anew for every pull and push, from many
+// goroutines, so that it can renew what expires. Its errors must hold no secret.
+type AuthFunc func(ctx context.Context, registry string) (RegistryAuth, error)
+
+// A SecretFunc tells the value of a build secret (RUN --mount=type=secret,id=…).
+// It returns nil for one that it does not know.
+type SecretFunc func(ctx context.Context, id string) ([]byte, error)
 
 const (
 	dockerHub    = "docker.io"
 	dockerHubKey = "https://index.docker.io/v1/" // what Docker calls it where credentials are named
-	tokenUser    = "<token>"
 )
 
 // credentials asks for the credentials for a registry. The error never tells them.
-func (c Config) credentials(ctx context.Context, host string) (user, secret string, err error) {
+func (c Config) credentials(ctx context.Context, host string) (RegistryAuth, error) {
 	if c.Auth == nil {
-		return "", "", nil
+		return RegistryAuth{}, nil
 	}
 	switch host {
 	case "registry-1.docker.io", "index.docker.io", dockerHubKey:
 		host = dockerHub
 	}
-	if user, secret, err = c.Auth(ctx, host); err != nil {
-		return "", "", fmt.Errorf("credentials for registry %s: %w", host, err)
+	a, err := c.Auth(ctx, host)
+	if err != nil {
+		return RegistryAuth{}, fmt.Errorf("credentials for registry %s: %w", host, err)
 	}
-	return user, secret, nil
+	return a, nil
 }
 
 // dockerAuth returns the credentials for a registry as a Docker daemon wants them.
 func (c Config) dockerAuth(ctx context.Context, host string) (registry.AuthConfig, error) {
-	user, secret, err := c.credentials(ctx, host)
+	a, err := c.credentials(ctx, host)
 	if err != nil {
 		return registry.AuthConfig{}, err
 	}
-	a := registry.AuthConfig{ServerAddress: host}
-	switch user {
-	case tokenUser:
-		a.IdentityToken = secret
-	default:
-		a.Username, a.Password = user, secret
-	}
-	return a, nil
+	return registry.AuthConfig{
+		ServerAddress: host,
+		Username:      a.Username,
+		Password:      a.Password,
+		IdentityToken: a.IdentityToken,
+		RegistryToken: a.RegistryToken,
+	}, nil
 }
 
 // dockerAuths returns the credentials for all registries that j may pull from.
@@ -68,7 +81,7 @@ func (j *job) dockerAuths(ctx context.Context) (map[string]registry.AuthConfig, 
 		if err != nil {
 			return nil, err
 		}
-		if a.Username == "" && a.IdentityToken == "" {
+		if a == (registry.AuthConfig{ServerAddress: host}) {
 			continue
 		}
 		if host == dockerHub {
@@ -132,8 +145,9 @@ func registryOf(ref string) string {
 }
 
 // A keyring answers the BuildKit that asks for credentials in the middle of a
-// build. It gets the tokens itself: only that keeps them from a file in
-// somebody's home directory (buildkit session/auth/authprovider).
+// build. BuildKit gets the tokens itself: the other way, of the docker command,
+// keeps keys in a file in somebody's home directory
+// (buildkit session/auth/authprovider).
 type keyring struct {
 	auth.UnimplementedAuthServer
 	cfg Config
@@ -146,12 +160,26 @@ func (k keyring) Register(s *grpc.Server) { auth.RegisterAuthServer(s, k) }
 
 // Credentials implements auth.AuthServer.
 func (k keyring) Credentials(ctx context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
-	user, secret, err := k.cfg.credentials(ctx, req.Host)
-	if err != nil {
+	a, err := k.cfg.credentials(ctx, req.Host)
+	switch {
+	case err != nil:
 		return nil, err
+	case a.IdentityToken != "":
+		return &auth.CredentialsResponse{Secret: a.IdentityToken}, nil
+	case a.RegistryToken != "" && a.Password == "":
+		return nil, fmt.Errorf("credentials for registry %s: BuildKit cannot use a bearer token: it needs a name and password, or an identity token", req.Host)
 	}
-	if user == tokenUser {
-		user = ""
+	return &auth.CredentialsResponse{Username: a.Username, Secret: a.Password}, nil
+}
+
+// GetSecret implements secrets.SecretStore of BuildKit.
+func (f SecretFunc) GetSecret(ctx context.Context, id string) ([]byte, error) {
+	value, err := f(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("build secret %s: %w", id, err)
 	}
-	return &auth.CredentialsResponse{Username: user, Secret: secret}, nil
+	if value == nil {
+		return nil, fmt.Errorf("build secret %s: %w", id, secrets.ErrNotFound)
+	}
+	return value, nil
 }

@@ -46,6 +46,9 @@ type Config struct {
 
 	// Auth tells credentials for registries. nil means that there are none.
 	Auth AuthFunc
+	// Secrets tells build secrets. nil means that there are none. They need
+	// BuildKit.
+	Secrets SecretFunc
 
 	// Bundler writes the build context. nil means that builds have none: the
 	// engine gets the Dockerfile alone.

@@ -35,11 +35,11 @@ func TestCredentials(t *testing.T) {
 	base, err := dockertest.PushBusybox(testContext(t), private.Addr, basic)
 	require.NoError(t, err)
 
-	auth := func(_ context.Context, registry string) (string, string, error) {
+	auth := func(_ context.Context, registry string) (engine.RegistryAuth, error) {
 		if registry == private.Addr {
-			return user, secret, nil
+			return engine.RegistryAuth{Username: user, Password: secret}, nil
 		}
-		return "", "", nil
+		return engine.RegistryAuth{}, nil
 	}
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
@@ -65,9 +65,9 @@ func TestCredentials(t *testing.T) {
 
 			// The secret is in nothing that we wrote or that others can see.
 			require.NotContains(t, everything(t, cfg.Sandbox, cfg.Temp, log), secret)
-			for _, wrong := range []struct{ name, user, secret string }{{"wrong secret", user, "wrong"}, {"none", "", ""}} {
+			for _, wrong := range []engine.RegistryAuth{{Username: user, Password: "wrong"}, {}} {
 				cfg := cfg
-				cfg.Auth = func(context.Context, string) (string, string, error) { return wrong.user, wrong.secret, nil }
+				cfg.Auth = func(context.Context, string) (engine.RegistryAuth, error) { return wrong, nil }
 				e := open(t, cfg)
 				for _, source := range []string{"FROM " + base + "\nRUN " + w.mount + "echo n\n", "FROM BUSYBOX\nRUN " + w.mount + "true\n"} {
 					req := r.request(t, source)
@@ -121,7 +121,7 @@ func TestAuthFails(t *testing.T) {
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
 			cfg := r.config(t, w.kind, nil)
-			cfg.Auth = func(context.Context, string) (string, string, error) { return "", "", broken }
+			cfg.Auth = func(context.Context, string) (engine.RegistryAuth, error) { return engine.RegistryAuth{}, broken }
 			if w.kind == engine.KindBuildkitd {
 				return // asks only when a registry does
 			}
@@ -237,6 +237,38 @@ func TestPushOutlastsAnOutage(t *testing.T) {
 				}
 			}
 			require.Contains(t, strings.Join(said, "\n"), "next attempt in")
+		})
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	r := theRig(t)
+	const secret = "build-s3cret-Qq7"
+	for _, w := range ways {
+		if w.by == "(classic)" {
+			continue // a secret makes it BuildKit's
+		}
+		t.Run(w.name, func(t *testing.T) {
+			log := &recorder{}
+			cfg := r.config(t, w.kind, log)
+			cfg.Secrets = func(_ context.Context, id string) ([]byte, error) {
+				if id == "known" {
+					return []byte(secret), nil
+				}
+				return nil, nil
+			}
+			e := open(t, cfg)
+			res, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN --mount=type=secret,id=known,required=true wc -c </run/secrets/known >/n\n"+
+				"RUN --mount=type=secret,id=unknown test ! -e /run/secrets/unknown\n"))
+			require.NoError(t, err)
+			require.Equal(t, "16\n", fileSystem(t, pull(t, res.Refs[0]))["n"])
+			config, err := pull(t, res.Refs[0]).RawConfigFile()
+			require.NoError(t, err)
+			require.NotContains(t, string(config)+everything(t, cfg.Sandbox, cfg.Temp, log), secret)
+
+			_, err = e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN --mount=type=secret,id=unknown,required=true true\n"))
+			require.ErrorContains(t, err, "unknown")
+			require.ErrorIs(t, err, portainer.ErrFailed)
 		})
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	bk "github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/session/upload/uploadprovider"
 	solverrors "github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/grpcerrors"
@@ -40,6 +41,9 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 		},
 		Exports: exports,
 		Session: []session.Attachable{keyring{cfg: j.cfg}},
+	}
+	if j.cfg.Secrets != nil {
+		opt.Session = append(opt.Session, secretsprovider.NewSecretProvider(j.cfg.Secrets))
 	}
 	attrs := opt.FrontendAttrs
 	for k, v := range j.req.Args {
