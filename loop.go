@@ -259,6 +259,16 @@ func (l *loop) teardown() {
 
 // submit takes a new build; what happens to it goes to box.
 func (l *loop) submit(spec buildSpec, box *mailbox) {
+	if l.ledger.builds[spec.id] != nil || l.boxes[spec.id] != nil {
+		failure := &BuildError{
+			ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseQueue, Class: ClassInvalid,
+			Err: fmt.Errorf("build id %q is in use", spec.id),
+		}
+		ev := Event{Build: spec.id, Image: spec.image, Kind: EventFailed, Time: time.Now(), Err: failure}
+		box.post(notice{event: ev, err: failure})
+		l.release(&build{buildSpec: spec})
+		return
+	}
 	l.boxes[spec.id] = box
 	l.ledger.submit(time.Now(), spec)
 	if l.ledger.draining {

@@ -280,8 +280,11 @@ func (cfg *Config) validate() error {
 		{"ConnectTimeout", float64(cfg.ConnectTimeout)},
 		{"ShutdownTimeout", float64(cfg.ShutdownTimeout)},
 	} {
-		if f.value < 0 {
+		switch {
+		case f.value < 0:
 			bad("%s: negative", f.name)
+		case !validAmount(f.value):
+			bad("%s: %v is no amount", f.name, f.value)
 		}
 	}
 	return errors.Join(problems...)

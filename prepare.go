@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,11 +102,15 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	spec.constraints = slices.Concat(f.cfg.Constraints, req.Constraints)
 	f.fill(&spec.task, req, file.Metadata())
 	spec.image = spec.task.Registry + "/" + spec.task.Repository
-	spec.resources = Resources{
+	wanted := Resources{
 		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: or(req.Resources.GPUs, f.cfg.Resources.GPUs),
-	}.Add(executorShare)
+	}
+	spec.resources = wanted.Add(executorShare)
 	if err := checkNames(&spec.task, req.Dockerfile); err != nil {
 		return nil, file, err
+	}
+	if err := checkAmounts(wanted); err != nil {
+		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
 	}
 	from := or(req.From, f.cfg.From)
 	text, err := file.Render(from)
@@ -167,14 +172,14 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		Build:      string(req.ID),
 		Registry:   strings.TrimSuffix(or(req.Registry, meta.Registry, cfg.Registry), "/"),
 		Repository: strings.Trim(or(req.Repository, meta.Repository), "/"),
-		Tags:       req.Tags,
+		Tags:       slices.Clone(req.Tags),
 		Name:       req.Dockerfile,
 		Engine:     wire.Engine{Kind: cfg.Engine.Kind, Host: cfg.Engine.Host},
 		Target:     req.Target,
 		Args:       maps.Clone(req.Args),
 		Labels:     maps.Clone(req.Labels),
 		Network:    req.Network,
-		AddHosts:   req.AddHosts,
+		AddHosts:   slices.Clone(req.AddHosts),
 		NoCache:    req.NoCache,
 		Pull:       req.Pull,
 		CPUs:       or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
@@ -185,6 +190,22 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		task.Tags = []string{"latest"}
 	}
 }
+
+// checkAmounts checks that r can be asked for.
+func checkAmounts(r Resources) error {
+	for _, want := range []struct {
+		name   string
+		amount float64
+	}{{resourceCPUs, r.CPUs}, {resourceMem, r.MemMB}, {resourceDisk, r.DiskMB}, {resourceGPUs, r.GPUs}} {
+		if !validAmount(want.amount) {
+			return fmt.Errorf("%s: %v is no amount", want.name, want.amount)
+		}
+	}
+	return nil
+}
+
+// validAmount reports whether v is a number that is not negative.
+func validAmount(v float64) bool { return v >= 0 && !math.IsInf(v, 0) }
 
 // checkNames checks what becomes a reference.
 func checkNames(task *wire.Task, file string) error {
