@@ -174,7 +174,7 @@ func TestHelpAndVersion(t *testing.T) {
 	require.NotContains(t, got.stdout, "executor  ", "agents' own command is nobody else's business")
 	got = portainerWith(t, nil, "version")
 	require.Equal(t, exitOK, got.code)
-	require.Regexp(t, `^portainer \S+ \w+/\w+ go1\.\S+\n$`, got.stdout)
+	require.Regexp(t, `^portainer .* \(wire \d+, go1\..*/.*\)\n$`, got.stdout)
 }
 
 // TestPrecedence: an explicit flag, then the Dockerfile, then the environment.
