@@ -63,6 +63,7 @@ type framework struct {
 	events   chan *scheduler.Event
 	ended    chan error
 	waiting  []*scheduler.Event
+	done     map[string]bool // uuids that were acknowledged
 }
 
 // newFramework prepares a scheduler.
@@ -70,6 +71,7 @@ func newFramework(t *testing.T, c *testmesos.Cluster, change func(*mesos.Framewo
 	f := &framework{
 		t:      t,
 		master: c.Master(),
+		done:   map[string]bool{},
 		client: &http.Client{
 			Transport:     &http.Transport{Proxy: nil},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -245,10 +247,14 @@ func (f *framework) update(task string) *mesos.TaskStatus {
 	return &e.Update.Status
 }
 
-// acked waits for the next update of a task, wants a state and acknowledges.
+// acked waits for the next update of a task that has not been acknowledged,
+// wants a state and acknowledges it.
 func (f *framework) acked(task string, state mesos.TaskState) *mesos.TaskStatus {
 	f.t.Helper()
 	s := f.update(task)
+	for f.done[string(s.UUID)] {
+		s = f.update(task)
+	}
 	require.Equal(f.t, state.String(), s.GetState().String(), "%s", s.GetMessage())
 	f.acknowledge(s)
 	return s
@@ -256,6 +262,7 @@ func (f *framework) acked(task string, state mesos.TaskState) *mesos.TaskStatus 
 
 func (f *framework) acknowledge(s *mesos.TaskStatus) {
 	f.t.Helper()
+	f.done[string(s.UUID)] = true
 	f.call(&scheduler.Call{Type: scheduler.Call_ACKNOWLEDGE, Acknowledge: &scheduler.Call_Acknowledge{
 		AgentID: *s.AgentID, TaskID: s.TaskID, UUID: s.UUID,
 	}})
