@@ -1,0 +1,329 @@
+package portainer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gocloud.dev/blob/memblob"
+)
+
+// newTestFramework returns a framework that does not run.
+func newTestFramework(t *testing.T, change func(*Config)) *Framework {
+	cfg := Config{Master: "127.0.0.1:5050", Registry: "config.example", Resources: Resources{CPUs: 3, MemMB: 300, DiskMB: 30, GPUs: 3}}
+	if change != nil {
+		change(&cfg)
+	}
+	f, err := New(cfg)
+	require.NoError(t, err)
+	t.Cleanup(f.files.Close)
+	return f
+}
+
+// source is a Dockerfile that needs no context, with lines before FROM.
+func source(lines ...string) []byte {
+	return []byte(strings.Join(append(lines, "FROM scratch\n"), "\n"))
+}
+
+// TestPreparePrecedence checks that what a request says goes before what its
+// Dockerfile says, and that before the config.
+func TestPreparePrecedence(t *testing.T) {
+	f := newTestFramework(t, nil)
+	metadata := source("REGISTRY metadata.example", "REPOSITORY metadata/app", "CPUS 2", "MEM 200")
+	request := Request{
+		Registry: "request.example", Repository: "request/app", Resources: Resources{CPUs: 1, MemMB: 100, DiskMB: 10, GPUs: 1},
+	}
+	for _, tt := range []struct {
+		name      string
+		req       Request
+		source    []byte
+		image     string
+		resources Resources
+	}{
+		{"config", Request{Repository: "request/app"}, source(), "config.example/request/app", Resources{CPUs: 3, MemMB: 300, DiskMB: 30, GPUs: 3}},
+		{"metadata", Request{}, metadata, "metadata.example/metadata/app", Resources{CPUs: 2, MemMB: 200, DiskMB: 30, GPUs: 3}},
+		{"request", request, metadata, "request.example/request/app", Resources{CPUs: 1, MemMB: 100, DiskMB: 10, GPUs: 1}},
+		{
+			"field by field", Request{Repository: "request/app", Resources: Resources{MemMB: 100}}, metadata,
+			"metadata.example/request/app", Resources{CPUs: 2, MemMB: 100, DiskMB: 30, GPUs: 3},
+		},
+		{
+			"comments", Request{}, source("# portainer: registry=metadata.example:5000 repository=metadata/app cpus=0.5 mem=1g"),
+			"metadata.example:5000/metadata/app", Resources{CPUs: 0.5, MemMB: 1024, DiskMB: 30, GPUs: 3},
+		},
+		{
+			"slashes", Request{Registry: "request.example/", Repository: "/request/app/"}, source(),
+			"request.example/request/app", Resources{CPUs: 3, MemMB: 300, DiskMB: 30, GPUs: 3},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.req.Source, tt.req.Dockerfile = tt.source, "app/Dockerfile"
+			spec, err := f.prepare(t.Context(), tt.req)
+			require.NoError(t, err)
+			require.Equal(t, tt.image, spec.image)
+			require.Equal(t, tt.image, spec.task.Registry+"/"+spec.task.Repository)
+			require.Equal(t, tt.resources.Add(executorShare), spec.resources)
+			require.Equal(t, tt.resources, Resources{spec.task.CPUs, spec.task.MemMB, spec.task.DiskMB, tt.resources.GPUs})
+			require.Equal(t, []string{"latest"}, spec.task.Tags)
+			require.NotContains(t, string(spec.task.Dockerfile), "REPOSITORY")
+			require.Nil(t, spec.task.Context)
+		})
+	}
+}
+
+func TestPrepareTask(t *testing.T) {
+	f := newTestFramework(t, func(cfg *Config) {
+		cfg.Engine = Engine{Kind: "docker", Host: "unix:///var/run/docker.sock"}
+		cfg.From, cfg.MaxAttempts, cfg.OOMRetryMemMB = "mirror.example/team", 5, 4096
+	})
+	req := Request{
+		ID: "b1", Repository: "app", Tags: []string{"v1", "v2"}, Source: []byte("FROM busybox AS base\nFROM base\n"), Dockerfile: "x/Dockerfile",
+		Target: "base", Args: map[string]string{"A": "1"}, Labels: map[string]string{"l": "2"}, Network: "host",
+		AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Insecure: true,
+	}
+	spec, err := f.prepare(t.Context(), req)
+	require.NoError(t, err)
+	// The caller may do with its request what it likes.
+	req.Tags[0], req.Args["A"], req.Labels["l"], req.AddHosts[0], req.Source[0] = "changed", "changed", "changed", "changed", '!'
+
+	task := spec.task
+	require.Equal(t, BuildID("b1"), spec.id)
+	require.Equal(t, "x/Dockerfile", spec.file)
+	require.Equal(t, 5, spec.maxAttempts)
+	require.Equal(t, 4096.0, spec.oomRetryMB)
+	require.Equal(t, "b1", task.Build)
+	require.Equal(t, "x/Dockerfile", task.Name)
+	require.Equal(t, []string{"v1", "v2"}, task.Tags)
+	require.Equal(t, "docker", task.Engine.Kind)
+	require.Equal(t, "unix:///var/run/docker.sock", task.Engine.Host)
+	require.Equal(t, []string{"config.example", "mirror.example"}, task.Insecure)
+	require.Equal(t, "base", task.Target)
+	require.Equal(t, map[string]string{"A": "1"}, task.Args)
+	require.Equal(t, map[string]string{"l": "2"}, task.Labels)
+	require.Equal(t, "host", task.Network)
+	require.Equal(t, []string{"db:10.0.0.1"}, task.AddHosts)
+	require.True(t, task.NoCache)
+	require.True(t, task.Pull)
+	require.True(t, strings.HasPrefix(string(task.Dockerfile), "FROM mirror.example/team/"), string(task.Dockerfile))
+}
+
+func TestPrepareRefuses(t *testing.T) {
+	f := newTestFramework(t, nil)
+	bare := newTestFramework(t, func(cfg *Config) { cfg.Registry = "" })
+	for _, tt := range []struct {
+		name string
+		on   *Framework
+		req  Request
+		want string
+	}{
+		{"nothing", f, Request{Repository: "app"}, "no Dockerfile: give Dir, Dockerfile or Source"},
+		{"no such file", f, Request{Repository: "app", Dockerfile: "testdata/none/Dockerfile"}, "testdata/none/Dockerfile: no such file"},
+		{"no repository", f, Request{Source: source()}, "no repository to push to"},
+		{"no registry", bare, Request{Repository: "app", Source: source()}, "no registry to push to"},
+		{"bad tag", f, Request{Repository: "app", Source: source(), Tags: []string{"ok", "not ok"}}, `tag "not ok"`},
+		{"tag in the repository", f, Request{Repository: "app:v1", Source: source()}, "without tag or digest"},
+		{"upper case", f, Request{Repository: "App", Source: source()}, `"config.example/App" cannot be pushed to`},
+		{"registry with a path", f, Request{Registry: "r.example/team", Repository: "app", Source: source()}, "registry must be host:port"},
+		{"registry with a scheme", f, Request{Registry: "http://r.example", Repository: "app", Source: source()}, "cannot be pushed to"},
+		{"build id", f, Request{ID: "a:b", Repository: "app", Source: source()}, `build id "a:b"`},
+		{"build id of a path", f, Request{ID: "../x", Repository: "app", Source: source()}, `build id "../x"`},
+		{"build id too long", f, Request{ID: BuildID(strings.Repeat("x", 129)), Repository: "app", Source: source()}, "128 at most"},
+		{"target", f, Request{Repository: "app", Source: source(), Target: "none"}, "none"},
+		{"syntax", f, Request{Repository: "app", Dockerfile: "x/Dockerfile", Source: []byte("FROM scratch\nNONSENSE x\n")}, "x/Dockerfile:2"},
+		{"empty", f, Request{Repository: "app", Dockerfile: "x/Dockerfile", Source: []byte("\n")}, "x/Dockerfile"},
+		{"too long", f, Request{Repository: "app", Source: source(strings.Repeat("# x\n", maxDockerfile/4))}, "too long for a Dockerfile"},
+		{"no bucket", f, Request{Repository: "app", Dir: "testdata", Source: []byte("FROM scratch\nCOPY ledger /\n")}, "no staging bucket"},
+		{"negative cpus", f, Request{Repository: "app", Source: source(), Resources: Resources{CPUs: -0.05}}, "cpus: -0.05"},
+		{"cpus that are no number", f, Request{Repository: "app", Source: source(), Resources: Resources{CPUs: math.NaN()}}, "cpus: NaN"},
+		{"endless mem", f, Request{Repository: "app", Source: source(), Resources: Resources{MemMB: math.Inf(1)}}, "mem: +Inf"},
+		{"negative gpus", f, Request{Repository: "app", Source: source(), Resources: Resources{GPUs: -1}}, "gpus: -1"},
+		{"constraint", f, Request{Repository: "app", Source: source(), Constraints: []Constraint{{Attribute: "rack"}}}, "constraint"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			spec, err := tt.on.prepare(t.Context(), tt.req)
+			require.Nil(t, spec)
+			var failure *BuildError
+			require.ErrorAs(t, err, &failure)
+			require.Equal(t, ClassInvalid, failure.Class)
+			require.Equal(t, PhaseRead, failure.Phase)
+			require.NotEmpty(t, failure.ID)
+			require.Zero(t, failure.Attempt)
+			require.ErrorIs(t, err, ErrInvalid)
+			require.ErrorContains(t, err, tt.want)
+			require.Less(t, len(err.Error()), 1000)
+		})
+	}
+}
+
+// TestPrepareChoosesIDs checks that builds without an id get one each.
+func TestPrepareChoosesIDs(t *testing.T) {
+	f := newTestFramework(t, nil)
+	seen := make(map[BuildID]bool)
+	for range 100 {
+		spec, err := f.prepare(t.Context(), Request{Repository: "app", Source: source()})
+		require.NoError(t, err)
+		require.True(t, validID(spec.id), spec.id)
+		require.False(t, seen[spec.id])
+		seen[spec.id] = true
+	}
+}
+
+// stagingFramework is a framework with a staging bucket, a build context and what
+// its sink gets.
+func stagingFramework(t *testing.T, bundler ContextBundler) (f *Framework, dir string, events *[]Event) {
+	bucket := memblob.OpenBucket(nil)
+	t.Cleanup(func() { require.NoError(t, bucket.Close()) })
+	dir, events = t.TempDir(), new([]Event)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY file /\n"), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o644))
+	f = newTestFramework(t, func(cfg *Config) {
+		cfg.Staging, cfg.StagingURL, cfg.Bundler = bucket, "mem://builds", bundler
+		cfg.Logs = LogSinkFunc(func(_ context.Context, ev Event) { *events = append(*events, ev) })
+	})
+	return f, dir, events
+}
+
+func TestPrepareStages(t *testing.T) {
+	f, dir, events := stagingFramework(t, nil)
+	first, err := f.prepare(t.Context(), Request{Repository: "app", Dir: dir})
+	require.NoError(t, err)
+	c := first.task.Context
+	require.Equal(t, "mem://builds", c.BucketURL)
+	require.Positive(t, c.Size)
+	require.True(t, strings.HasPrefix(c.Digest, "sha256:"), c.Digest)
+	there, err := f.cfg.Staging.Exists(t.Context(), c.Key)
+	require.NoError(t, err)
+	require.True(t, there)
+
+	second, err := f.prepare(t.Context(), Request{Repository: "other", Dir: dir})
+	require.NoError(t, err)
+	require.Equal(t, c, second.task.Context)
+	require.Len(t, *events, 2)
+	for _, ev := range *events {
+		require.Equal(t, EventStaged, ev.Kind)
+		require.NotEmpty(t, ev.Text)
+	}
+	require.Contains(t, (*events)[1].Text, "staged already")
+
+	for _, spec := range []*buildSpec{first, second} {
+		f.unstage(spec.task.Context)
+		f.sweepStaging(t.Context(), spec.id)
+	}
+	there, err = f.cfg.Staging.Exists(t.Context(), c.Key)
+	require.NoError(t, err)
+	require.False(t, there)
+}
+
+// TestPrepareStagingFails checks whose fault it is said to be, and that nothing is
+// left behind.
+func TestPrepareStagingFails(t *testing.T) {
+	broken := errors.New("file vanished")
+	for _, tt := range []struct {
+		name    string
+		bundler ContextBundler
+		breakIt func(*testing.T, *Framework, context.CancelCauseFunc) context.Context
+		phase   Phase
+		class   Class
+		is      []error
+	}{
+		{
+			name: "bundler", bundler: BundlerFunc(func(context.Context, Request, io.Writer) error { return broken }),
+			phase: PhaseBundle, class: ClassInvalid, is: []error{broken, ErrInvalid},
+		},
+		{
+			name: "bundler, half-way", bundler: BundlerFunc(func(_ context.Context, _ Request, w io.Writer) error {
+				_, err := w.Write(make([]byte, 100))
+				return errors.Join(broken, err)
+			}),
+			phase: PhaseBundle, class: ClassInvalid, is: []error{broken, ErrInvalid},
+		},
+		{
+			name: "cancelled", bundler: BundlerFunc(func(ctx context.Context, _ Request, _ io.Writer) error { <-ctx.Done(); return ctx.Err() }),
+			breakIt: func(t *testing.T, _ *Framework, cancel context.CancelCauseFunc) context.Context {
+				cancel(broken)
+				return nil
+			},
+			phase: PhaseStage, class: ClassCancelled, is: []error{broken, context.Canceled},
+		},
+		{
+			name: "deadline", bundler: BundlerFunc(func(ctx context.Context, _ Request, _ io.Writer) error { <-ctx.Done(); return ctx.Err() }),
+			breakIt: func(t *testing.T, _ *Framework, _ context.CancelCauseFunc) context.Context {
+				ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+				t.Cleanup(cancel)
+				return ctx
+			},
+			phase: PhaseStage, class: ClassTimeout, is: []error{context.DeadlineExceeded},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f, dir, events := stagingFramework(t, tt.bundler)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			var use context.Context = ctx
+			if tt.breakIt != nil {
+				if other := tt.breakIt(t, f, cancel); other != nil {
+					use = other
+				}
+			}
+			spec, err := f.prepare(use, Request{Repository: "app", Dir: dir})
+			require.Nil(t, spec)
+			var failure *BuildError
+			require.ErrorAs(t, err, &failure)
+			require.Equal(t, tt.phase, failure.Phase)
+			require.Equal(t, tt.class, failure.Class)
+			require.Equal(t, "config.example/app", failure.Image)
+			require.Equal(t, filepath.Join(dir, "Dockerfile"), failure.File)
+			for _, target := range tt.is {
+				require.ErrorIs(t, err, target)
+			}
+			require.Empty(t, *events)
+			left := f.cfg.Staging.List(nil)
+			_, err = left.Next(t.Context())
+			require.ErrorIs(t, err, io.EOF, "something is left in the bucket")
+		})
+	}
+}
+
+// TestPrepareMissingSource checks that a file that the Dockerfile copies and that
+// is not there is told with its line before anything is sent.
+func TestPrepareMissingSource(t *testing.T) {
+	f, dir, _ := stagingFramework(t, nil)
+	require.NoError(t, os.Remove(filepath.Join(dir, "file")))
+	_, err := f.prepare(t.Context(), Request{Repository: "app", Dir: dir})
+	require.ErrorIs(t, err, ErrInvalid)
+	require.ErrorContains(t, err, "Dockerfile:2")
+	_, err = f.cfg.Staging.List(nil).Next(t.Context())
+	require.ErrorIs(t, err, io.EOF)
+}
+
+// TestBuildIsTold checks that a build that never gets to the cluster is told to
+// the sink as well, and that its context goes.
+func TestBuildIsTold(t *testing.T) {
+	f, dir, events := stagingFramework(t, nil)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f.cfg.Logs = LogSinkFunc(func(_ context.Context, ev Event) {
+		*events = append(*events, ev)
+		cancel(errors.New("enough")) // when it is staged, and waits for Run
+	})
+	result, err := f.Build(ctx, Request{Repository: "app", Dir: dir})
+	require.Nil(t, result)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, []EventKind{EventStaged, EventFailed}, []EventKind{(*events)[0].Kind, (*events)[1].Kind})
+	require.Equal(t, err, (*events)[1].Err)
+	require.Equal(t, (*events)[0].Build, (*events)[1].Build)
+	_, err = f.cfg.Staging.List(nil).Next(context.WithoutCancel(t.Context()))
+	require.ErrorIs(t, err, io.EOF, "the staged context is still there")
+
+	*events = nil
+	_, err = f.Build(t.Context(), Request{})
+	require.ErrorIs(t, err, ErrInvalid)
+	require.Len(t, *events, 1)
+	require.Equal(t, EventFailed, (*events)[0].Kind)
+}
