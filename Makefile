@@ -2,7 +2,8 @@
 # test      everything, with the race detector
 # bench     benchmarks, and end-to-end ratios against docker
 # lint      gofmt, vet, staticcheck, golangci-lint, cross-compilation
-# executor  dist/portainer-executor-<revision>.<os>-<arch>.tar.gz
+# executor  dist/portainer-executor-<revision>.<os>-<arch>.tar.gz; with BUNDLE=1 one
+#           that brings its engine
 # clean     what the others left
 .PHONY: demo test bench lint executor clean setup
 
@@ -25,7 +26,7 @@ lint:
 	scripts/lint
 
 executor:
-	scripts/executor
+	$(if $(filter 1,$(BUNDLE)),tools/bundle.sh,scripts/executor)
 
 setup:
 	scripts/setup

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -132,18 +133,10 @@ func filesBelow(t *testing.T, dir string) []string {
 	return names
 }
 
-// staged lists the build contexts in a staging directory.
+// staged lists what of build contexts is in a staging directory.
 func staged(t *testing.T, dir string) []string {
 	t.Helper()
-	var contexts []string
-	for _, name := range filesBelow(t, dir) {
-		info, err := os.Stat(name)
-		if err == nil && info.IsDir() || strings.Contains(name, "/portainer/executors/") {
-			continue
-		}
-		contexts = append(contexts, name)
-	}
-	return contexts
+	return slices.DeleteFunc(filesOf(t, dir), func(name string) bool { return strings.Contains(name, "/portainer/executors/") })
 }
 
 // processes lists the command lines of all processes.
@@ -158,4 +151,16 @@ func processes(t *testing.T) string {
 		}
 	}
 	return all.String()
+}
+
+// filesOf lists the files in a directory, at any depth.
+func filesOf(t *testing.T, dir string) []string {
+	t.Helper()
+	var files []string
+	for _, name := range filesBelow(t, dir) {
+		if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() {
+			files = append(files, name)
+		}
+	}
+	return files
 }

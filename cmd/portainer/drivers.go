@@ -4,6 +4,5 @@ package main
 // wants.
 import (
 	_ "gocloud.dev/blob/fileblob"
-	_ "gocloud.dev/blob/memblob"
 	_ "gocloud.dev/blob/s3blob"
 )

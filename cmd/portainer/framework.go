@@ -189,6 +189,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 			stop(portainer.ErrDetached)
 			return
 		}
+		complain(c.stderr, fmt.Errorf("%w: ending the builds; interrupt again not to wait for that", context.Cause(ctx)))
 		cancel(context.Cause(ctx))
 	})()
 	ran := make(chan error, 1)
@@ -209,7 +210,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	select {
 	case err = <-ended:
 	case <-c.abort:
-		return fmt.Errorf("%w twice: the cluster may still be tidying up", errInterrupted)
+		return fmt.Errorf("%w again: the cluster may still be tidying up", errInterrupted)
 	}
 	if ctx.Err() == nil && !errors.Is(err, context.Canceled) {
 		// It explains every build that it stopped.
@@ -252,8 +253,8 @@ func (c *frameworkCommand) verdict(ctx context.Context, list []*job, runErr erro
 		err := context.Cause(ctx)
 		if c.stateDir != "" && errors.Is(err, errTerminated) {
 			err = fmt.Errorf("%w: the builds go on, \"portainer attach --state-dir %s\" takes them over", err, c.stateDir)
+			complain(c.stderr, err)
 		}
-		complain(c.stderr, err)
 		return &toldError{err}
 	}
 	var errs []error
