@@ -65,6 +65,7 @@ type update struct {
 	status  mesos.TaskStatus
 	session int       // in which it was sent last
 	sent    time.Time // when
+	taken   int       // how often the agent has accepted it without acknowledging it
 }
 
 // maxMessages is how many messages wait at most. They are hints: newer ones are
@@ -77,7 +78,7 @@ func New(cfg Config) *Client {
 		cfg.CallTimeout = 10 * time.Second
 	}
 	if cfg.ResendAfter <= 0 {
-		cfg.ResendAfter = 15 * time.Second
+		cfg.ResendAfter = 5 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -140,8 +141,8 @@ func (c *Client) Message(data []byte) {
 	c.signal()
 }
 
-// Flush waits until the agent has acknowledged every update. The agent has them on
-// disk by then, whether or not the framework has seen them.
+// Flush waits until the agent has every update: it has them on disk by then, whether
+// or not the framework has seen them. While the agent is away, Flush waits for it.
 func (c *Client) Flush(ctx context.Context) error {
 	for {
 		c.mu.Lock()

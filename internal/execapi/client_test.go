@@ -253,12 +253,60 @@ func TestLostAcknowledgementAndFailedCalls(t *testing.T) {
 		c.Update(status("t", execapi.Running))
 		began := time.Now()
 		require.NoError(t, c.Flush(t.Context()))
-		// A pause of 1 s, 15 s without acknowledgement, 10 s without answer, 1 s.
-		require.Equal(t, 27*time.Second, time.Since(began))
+		// A pause of 1 s, 5 s without acknowledgement, 10 s without answer, 1 s.
+		require.Equal(t, 17*time.Second, time.Since(began))
 		require.Empty(t, r.log())
 		require.Empty(t, a.messages)
 		require.ErrorIs(t, stop(), context.Canceled)
 	})
+}
+
+func TestUpdateThatIsNeverAcknowledged(t *testing.T) {
+	// As from an agent whose framework has done with the task.
+	a := &fakeAgent{script: func(_ int, _ *executor.Call_Subscribe, s *stream) {
+		s.subscribed()
+		s.stall()
+	}}
+	inMemory(t, a, config(true), func(t *testing.T, c *execapi.Client, _ *memory, r *recorder) {
+		stop := run(t, c, r)
+		synctest.Wait()
+		c.Update(status("t", execapi.Finished))
+		began := time.Now()
+		require.NoError(t, c.Flush(t.Context()))
+		require.Equal(t, 10*time.Second, time.Since(began))
+		require.Equal(t, []string{"t TASK_FINISHED", "t TASK_FINISHED"}, a.received())
+		require.ErrorIs(t, stop(), context.Canceled)
+	})
+}
+
+func TestLaterAcknowledgementCoversEarlierUpdates(t *testing.T) {
+	a := &fakeAgent{script: func(_ int, _ *executor.Call_Subscribe, s *stream) {
+		s.subscribed()
+		s.stall()
+	}}
+	a.answer = func(call *executor.Call) (int, string) {
+		if call.Update.Status.GetState() == mesos.TASK_FINISHED {
+			a.current.acknowledge(call.Update.Status)
+		}
+		return 0, ""
+	}
+	inMemory(t, a, config(true), func(t *testing.T, c *execapi.Client, _ *memory, r *recorder) {
+		stop := run(t, c, r)
+		synctest.Wait()
+		c.Update(status("t", execapi.Starting))
+		c.Update(status("u", execapi.Running))
+		c.Update(status("t", execapi.Finished))
+		synctest.Wait()
+		require.ErrorContains(t, c.Flush(done(t)), "1 status updates not delivered")
+		require.ErrorIs(t, stop(), context.Canceled)
+	})
+}
+
+// done is a context that is done.
+func done(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
 }
 
 func TestNotSubscribedAnyMore(t *testing.T) {

@@ -47,7 +47,7 @@ type Config struct {
 	// Logger gets the client's own log. Nil discards it.
 	Logger *slog.Logger
 	// CallTimeout bounds a call and ResendAfter the wait for an acknowledgement.
-	// Zero means 10 s and 15 s.
+	// Zero means 10 s and 5 s.
 	CallTimeout, ResendAfter time.Duration
 	// Transport carries all requests. Nil means one of the client's own.
 	Transport http.RoundTripper

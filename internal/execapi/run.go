@@ -116,6 +116,11 @@ func (c *Client) subscribe(ctx context.Context, h Handler) (subscribed bool, err
 			c.mu.Lock()
 			c.live = true
 			c.killing = hasKillingState(event.Subscribed)
+			for _, u := range c.updates {
+				if u.session == c.session {
+					u.taken++
+				}
+			}
 			c.mu.Unlock()
 			c.log.Info("subscribed", "agent", c.cfg.Endpoint)
 			sender.Go(func() {
@@ -210,15 +215,21 @@ func (c *Client) launch(h Handler, task mesos.TaskInfo) {
 	h.Launch(Task{ID: task.TaskID.Value, Name: task.Name, Data: task.Data})
 }
 
-// acknowledged forgets an update that the agent has stored, and the task: the agent
-// knows now that it was launched.
+// acknowledged forgets an update that the agent has stored, and those of the same
+// task before it: agents take them in order. It forgets the task too: the agent knows
+// now that it was launched.
 func (c *Client) acknowledged(task mesos.TaskID, uuid []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tasks = slices.DeleteFunc(c.tasks, func(t mesos.TaskInfo) bool { return t.TaskID == task })
-	c.updates = slices.DeleteFunc(c.updates, func(u *update) bool {
+	last := slices.IndexFunc(c.updates, func(u *update) bool {
 		return u.status.TaskID == task && string(u.status.UUID) == string(uuid)
 	})
+	if last < 0 {
+		return
+	}
+	rest := slices.DeleteFunc(slices.Clone(c.updates[:last+1]), func(u *update) bool { return u.status.TaskID == task })
+	c.updates = append(rest, c.updates[last+1:]...)
 	c.notify()
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,12 @@ const mediaType = "application/x-protobuf"
 
 // resendPause is the pause after a call that failed while the stream is up.
 const resendPause = time.Second
+
+// maxTaken is how often an agent may accept an update before it counts as
+// acknowledged. Agents do not acknowledge updates of a task that the framework has
+// done with (mesos src/slave/slave.cpp, Slave::___statusUpdate), so an
+// acknowledgement that was lost does not come again.
+const maxTaken = 2
 
 // sendAll sends updates in order, and messages between them, until ctx is done or
 // the agent says that the subscription is none. It sends an update again that is
@@ -30,6 +37,11 @@ func (c *Client) sendAll(ctx context.Context) error {
 			err := c.send(ctx, call)
 			var status *statusError
 			switch {
+			case err == nil && u != nil:
+				c.mu.Lock()
+				u.taken++
+				c.mu.Unlock()
+				continue
 			case err == nil:
 				continue
 			case errors.As(err, &status) && status.code < http.StatusInternalServerError:
@@ -63,6 +75,14 @@ func (c *Client) next() (*executor.Call, *update, time.Duration) {
 	defer c.mu.Unlock()
 	now := time.Now()
 	wait := c.cfg.ResendAfter
+	before := len(c.updates)
+	c.updates = slices.DeleteFunc(c.updates, func(u *update) bool {
+		return u.session == c.session && u.taken >= maxTaken && now.Sub(u.sent) >= c.cfg.ResendAfter
+	})
+	if len(c.updates) < before {
+		c.log.Warn("updates taken but not acknowledged", "count", before-len(c.updates))
+		c.notify()
+	}
 	for _, u := range c.updates {
 		if left := u.sent.Add(c.cfg.ResendAfter).Sub(now); u.session == c.session && left > 0 {
 			wait = min(wait, left)
