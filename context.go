@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/org/portainer/internal/buildctx"
 	"github.com/org/portainer/internal/dockerfile"
+	"github.com/org/portainer/internal/staging"
 )
 
 // A ContextBundler makes the build context of a Request.
@@ -47,31 +49,72 @@ func (f BundlerFunc) Bundle(ctx context.Context, req Request, w io.Writer) error
 //
 // The zero value is ready to use.
 type DirBundler struct {
+	// CacheDir is where the bundler remembers, in files of its own, the digests
+	// of files that it has read, so that a context that is staged again need not
+	// be read again. It may be removed at any time. "" means that nothing is
+	// remembered.
+	CacheDir string
+	// Limit is how many bytes the files of a context may have in all; a larger
+	// one is an error that wraps ErrInvalid and names the largest files. 0 means
+	// no limit.
+	Limit int64
+	// AllowOutside lets the context have what lies outside of its directory:
+	// links that leave it become what they point to, and "ADD ../lib /lib" finds
+	// ../lib. Otherwise such links stay links, as with docker build, and such a
+	// source is an error.
+	AllowOutside bool
 	// Progress, if not nil, is told how many bytes of a context have been
-	// written so far. It is called in the goroutine that called Bundle.
-	Progress func(req Request, written int64)
+	// read so far; twice, if it must be sent after it was read. It is called by
+	// one goroutine at a time.
+	Progress func(req Request, read int64)
 }
 
 var _ ContextBundler = DirBundler{}
 
 // Bundle implements ContextBundler.
 func (b DirBundler) Bundle(ctx context.Context, req Request, w io.Writer) error {
-	opt := b.options(req)
-	sources, err := localSources(req)
+	opt, err := b.prepare(ctx, req)
 	if err != nil {
 		return err
 	}
-	if err := buildctx.CheckSources(ctx, opt, sources); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
+	if b.Limit > 0 {
+		if _, err := b.scan(ctx, opt); err != nil {
+			return err
 		}
-		return err
 	}
 	return buildctx.Pack(ctx, w, opt)
 }
 
+// prepare checks that the context has what the Dockerfile wants of it.
+func (b DirBundler) prepare(ctx context.Context, req Request) (buildctx.Options, error) {
+	opt := b.options(req)
+	sources, err := localSources(req)
+	if err != nil {
+		return opt, err
+	}
+	if b.AllowOutside {
+		sources, opt.Grafts = grafts(opt.Dir, sources)
+	}
+	if err := buildctx.CheckSources(ctx, opt, sources); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		return opt, err
+	}
+	return opt, nil
+}
+
+// scan looks at the tree without reading it.
+func (b DirBundler) scan(ctx context.Context, opt buildctx.Options) (*buildctx.Tree, error) {
+	t, err := buildctx.Scan(ctx, opt)
+	if limit := (*buildctx.LimitError)(nil); errors.As(err, &limit) {
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return t, err
+}
+
 func (b DirBundler) options(req Request) buildctx.Options {
-	opt := buildctx.Options{Dir: req.Dir, Dockerfile: req.Dockerfile}
+	opt := buildctx.Options{Dir: req.Dir, Dockerfile: req.Dockerfile, CacheDir: b.CacheDir, Limit: b.Limit, AllowOutside: b.AllowOutside}
 	switch {
 	case opt.Dir == "" && opt.Dockerfile == "":
 		opt.Dir = "."
@@ -85,6 +128,133 @@ func (b DirBundler) options(req Request) buildctx.Options {
 		opt.Progress = func(n int64) { b.Progress(req, n) }
 	}
 	return opt
+}
+
+// grafts takes those sources that lie outside of dir and exist there, but not in
+// dir, where an engine would look for them.
+func grafts(dir string, sources []buildctx.Source) ([]buildctx.Source, []buildctx.Graft) {
+	var inside []buildctx.Source
+	var found []buildctx.Graft
+	for _, s := range sources {
+		from := filepath.Join(dir, filepath.FromSlash(s.Path))
+		_, outsideErr := os.Stat(from)
+		_, insideErr := os.Lstat(filepath.Join(dir, filepath.FromSlash(s.Clean)))
+		if s.Outside && !s.Wildcard && outsideErr == nil && insideErr != nil {
+			found = append(found, buildctx.Graft{At: s.Clean, From: from})
+			continue
+		}
+		inside = append(inside, s)
+	}
+	return inside, found
+}
+
+// rescans is how often a directory is looked at anew when it changes meanwhile.
+const rescans = 3
+
+// putContext stages the context of req. What bundler is known to read from a
+// directory is not read again where the bundler remembers it. Errors of the bundler
+// are of type *bundleError.
+func putContext(ctx context.Context, store *staging.Store, bundler ContextBundler, req Request) (staging.Ref, staging.PutStats, error) {
+	dir, ok := bundler.(DirBundler)
+	if !ok {
+		return store.PutContext(ctx, func(ctx context.Context, w io.Writer) error {
+			if err := bundler.Bundle(ctx, req, w); err != nil {
+				return &bundleError{err}
+			}
+			return nil
+		})
+	}
+	opt, err := dir.prepare(ctx, req)
+	if err != nil {
+		return staging.Ref{}, staging.PutStats{}, &bundleError{err}
+	}
+	for attempt := 1; ; attempt++ {
+		t, err := dir.scan(ctx, opt)
+		if err == nil {
+			var ref staging.Ref
+			var stats staging.PutStats
+			if ref, stats, err = store.PutTree(ctx, treeOf(t, opt.Progress)); err == nil {
+				// Without the cache the next build is slower, and that is all.
+				_ = t.Save()
+				return ref, stats, nil
+			}
+		} else {
+			err = &bundleError{err}
+		}
+		if attempt == rescans || !errors.Is(err, buildctx.ErrChanged) && !errors.Is(err, staging.ErrChanged) {
+			return staging.Ref{}, staging.PutStats{}, err
+		}
+		if errors.Is(err, staging.ErrChanged) {
+			opt.CacheDir = "" // it may be what is wrong
+		}
+	}
+}
+
+// treeOf gives a scanned tree to staging.
+func treeOf(t *buildctx.Tree, progress func(int64)) staging.Tree {
+	tree := make(staging.Tree, len(t.Entries))
+	meter := &meter{report: progress}
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		tree[i] = staging.Entry{
+			Header: e.Header,
+			Chunks: staging.DecodeChunks(e.Known, e.Header.Size),
+			Open: func() (io.ReadCloser, error) {
+				r, err := e.Open()
+				if err != nil {
+					return nil, &bundleError{err}
+				}
+				return &meteredReader{r, meter}, nil
+			},
+			Learned: func(c []staging.Chunk) { e.Learn(staging.EncodeChunks(c)) },
+		}
+	}
+	return tree
+}
+
+// A meter adds up what several readers read.
+type meter struct {
+	report func(int64) // nil for none
+
+	mu   sync.Mutex
+	n    int64
+	last int64
+}
+
+// meterStep is how many bytes go by between two reports.
+const meterStep = 1 << 20
+
+func (m *meter) add(n int) {
+	if m.report == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.n += int64(n); m.n-m.last >= meterStep {
+		m.last = m.n
+		m.report(m.n)
+	}
+}
+
+type meteredReader struct {
+	io.ReadCloser
+	meter *meter
+}
+
+func (r *meteredReader) Read(b []byte) (int, error) {
+	n, err := r.ReadCloser.Read(b)
+	r.meter.add(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &bundleError{err}
+	}
+	return n, err
+}
+
+func (r *meteredReader) Close() error {
+	if err := r.ReadCloser.Close(); err != nil {
+		return &bundleError{err}
+	}
+	return nil
 }
 
 // localSources returns what the Dockerfile of req copies from the context, as far

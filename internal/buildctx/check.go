@@ -57,7 +57,7 @@ func CheckSources(ctx context.Context, opt Options, sources []Source) error {
 	if err != nil {
 		return err
 	}
-	c := &checker{ctx: ctx, root: root, dir: opt.Dir, ignore: ignore}
+	c := &checker{ctx: ctx, root: root, dir: opt.Dir, ignore: ignore, outside: opt.AllowOutside}
 	var missing []error
 	for _, s := range sources {
 		err := c.check(s)
@@ -76,6 +76,7 @@ type checker struct {
 	ctx       context.Context
 	root, dir string
 	ignore    *ignorer
+	outside   bool
 	list      []string // everything in the context, once a pattern asked for it
 	listed    bool
 }
@@ -85,6 +86,12 @@ func (c *checker) check(s Source) error {
 		return c.checkPattern(s)
 	}
 	target, err := resolveIn(c.root, s.Clean)
+	if err != nil && c.outside {
+		// Links that leave the tree are followed by the walk.
+		if _, err := os.Stat(filepath.Join(c.root, filepath.FromSlash(s.Clean))); err == nil {
+			return nil
+		}
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || isNotDir(err) || errors.Is(err, ErrLoop):
 		return &SourceError{Source: s, Dir: c.dir, Link: c.linkOut(s.Clean)}
@@ -143,7 +150,7 @@ func (c *checker) walk() error {
 	if c.listed {
 		return nil
 	}
-	w := &walker{ctx: c.ctx, root: c.root, ignore: c.ignore, visit: func(e entry) error {
+	w := &walker{ctx: c.ctx, root: c.root, ignore: c.ignore, outside: c.outside, visit: func(e entry) error {
 		c.list = append(c.list, e.path)
 		return nil
 	}}

@@ -8,7 +8,7 @@ import (
 
 // header returns the tar header of e. links remembers the first path of each file
 // with several names: the others become hard links to it.
-func header(e entry, full string, links map[inode]string) (*tar.Header, error) {
+func header(e entry, links map[inode]string) (*tar.Header, error) {
 	mode := e.info.Mode()
 	h := &tar.Header{
 		Format:  tar.FormatPAX,
@@ -49,7 +49,7 @@ func header(e entry, full string, links map[inode]string) (*tar.Header, error) {
 			links[id] = e.path
 		}
 	}
-	attrs, err := xattrs(full)
+	attrs, err := xattrs(e.full)
 	if err != nil {
 		return nil, fmt.Errorf("read extended attributes of %s: %w", e.path, err)
 	}

@@ -22,13 +22,22 @@ import (
 // work.
 var ErrChanged = errors.New("the build context changed while it was read")
 
-// Options say what Pack packs.
+// Options say what is in a context, and how to read it.
 type Options struct {
 	// Dir is the root of the tree. It may be a link to a directory.
 	Dir string
 	// Dockerfile is the path of the Dockerfile, for the ignore file that is named
 	// after it ("<Dockerfile>.dockerignore"). "" means that there is none.
 	Dockerfile string
+	// AllowOutside lets the context have what lies outside of Dir: a link that
+	// leaves it becomes what it points to, and Grafts are added. Otherwise links
+	// stay links, and grafts are an error.
+	AllowOutside bool
+	Grafts       []Graft
+	// CacheDir is where Scan remembers what is known of files. "" means nowhere.
+	CacheDir string
+	// Limit is how many bytes the files may have in all. 0 means no limit.
+	Limit int64
 	// Progress, if not nil, is called now and then with the number of bytes
 	// written so far, by the goroutine that called Pack.
 	Progress func(written int64)
@@ -45,10 +54,14 @@ func Pack(ctx context.Context, w io.Writer, opt Options) error {
 	}
 	p := &packer{ctx: ctx, root: root, count: &countingWriter{w: w, report: opt.Progress}, links: map[inode]string{}}
 	p.tar = tar.NewWriter(p.count)
-	if err := p.addRoot(); err != nil {
+	h, err := rootHeader(root)
+	if err != nil {
 		return err
 	}
-	walk := &walker{ctx: ctx, root: root, ignore: ignore, visit: p.add}
+	if err := p.tar.WriteHeader(h); err != nil {
+		return fmt.Errorf("write the context: %w", err)
+	}
+	walk := &walker{ctx: ctx, root: root, ignore: ignore, outside: opt.AllowOutside, grafts: opt.Grafts, visit: p.add}
 	if err := walk.run(); err != nil {
 		return err
 	}
@@ -88,31 +101,27 @@ type packer struct {
 	buf   []byte
 }
 
-// addRoot writes an entry for the root, with a time in whole seconds, so that it
+// rootHeader returns the entry of the root, with a time in whole seconds, so that it
 // needs no extended header: BuildKit looks at the first 1024 bytes of a context to
 // tell whether it is an archive (frontend/dockerui/context.go, isArchive), and a
 // header with extensions is longer.
-func (p *packer) addRoot() error {
-	fi, err := os.Stat(p.root)
+func rootHeader(root string) (*tar.Header, error) {
+	fi, err := os.Stat(root)
 	if err != nil {
-		return fmt.Errorf("build context: %w", err)
+		return nil, fmt.Errorf("build context: %w", err)
 	}
 	h := &tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755, ModTime: fi.ModTime().Truncate(time.Second), Format: tar.FormatUSTAR}
 	if h.ModTime.Unix() < 0 || h.ModTime.Unix() >= 1<<33 {
 		h.ModTime = time.Unix(0, 0)
 	}
-	if err := p.tar.WriteHeader(h); err != nil {
-		return fmt.Errorf("write the context: %w", err)
-	}
-	return nil
+	return h, nil
 }
 
 func (p *packer) add(e entry) error {
 	if p.ctx.Err() != nil {
 		return context.Cause(p.ctx)
 	}
-	full := filepath.Join(p.root, filepath.FromSlash(e.path))
-	h, err := header(e, full, p.links)
+	h, err := header(e, p.links)
 	if err != nil {
 		return err
 	}
@@ -122,7 +131,7 @@ func (p *packer) add(e entry) error {
 		}
 		return nil
 	}
-	f, err := openSame(full, e)
+	f, err := openSame(e)
 	if err != nil {
 		return err
 	}
@@ -154,8 +163,8 @@ func (p *packer) add(e entry) error {
 
 // openSame opens the regular file that e tells of, and fails if another one, or a
 // changed one, is there now.
-func openSame(full string, e entry) (*os.File, error) {
-	f, err := os.OpenFile(full, os.O_RDONLY|openFlags, 0)
+func openSame(e entry) (*os.File, error) {
+	f, err := os.OpenFile(e.full, os.O_RDONLY|openFlags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s vanished: %w", e.path, ErrChanged)
 	}

@@ -68,4 +68,10 @@ func resolveIn(root, name string) (string, error) {
 	return done, nil
 }
 
+// isLoop reports an error of the kernel or of filepath.EvalSymlinks about links
+// without end.
+func isLoop(err error) bool {
+	return errors.Is(err, syscall.ELOOP) || err != nil && strings.HasSuffix(err.Error(), "too many links")
+}
+
 func isNotDir(err error) bool { return errors.Is(err, syscall.ENOTDIR) }

@@ -14,7 +14,8 @@ import (
 
 // An entry is a file, directory, link or other thing of the tree.
 type entry struct {
-	path string // slash separated, below the root
+	path string // in the context, slash separated
+	full string // on this machine
 	info fs.FileInfo
 	link string // of a symbolic link
 }
@@ -26,6 +27,9 @@ type walker struct {
 	root   string
 	ignore *ignorer
 	visit  func(entry) error
+	// outside brings in what lies elsewhere; see Options.AllowOutside.
+	outside bool
+	grafts  []Graft
 	// left, if not nil, is told of each thing left out. What is below a left-out
 	// directory is only visited, and told, if it might be an exception.
 	left func(path string, dir bool)
@@ -39,16 +43,19 @@ type parent struct {
 }
 
 func (w *walker) run() error {
-	return w.dir("", nil, patternmatcher.MatchInfo{}, false)
+	if err := w.dir("", w.root, nil, patternmatcher.MatchInfo{}, false); err != nil {
+		return err
+	}
+	return w.graft()
 }
 
 // dir visits the content of one directory. out tells that the directory itself is
 // left out: it is then visited when something in it is an exception.
-func (w *walker) dir(name string, self *parent, info patternmatcher.MatchInfo, out bool) error {
+func (w *walker) dir(name, full string, self *parent, info patternmatcher.MatchInfo, out bool) error {
 	if err := w.ctx.Err(); err != nil {
 		return context.Cause(w.ctx)
 	}
-	list, err := os.ReadDir(filepath.Join(w.root, filepath.FromSlash(name)))
+	list, err := os.ReadDir(full)
 	if err != nil {
 		if name != "" && errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s vanished while the context was read: %w", name, ErrChanged)
@@ -59,14 +66,14 @@ func (w *walker) dir(name string, self *parent, info patternmatcher.MatchInfo, o
 		return fmt.Errorf("read directory of the context: %w", err)
 	}
 	for _, d := range list {
-		if err := w.one(path.Join(name, d.Name()), d, self, info); err != nil {
+		if err := w.one(path.Join(name, d.Name()), filepath.Join(full, d.Name()), d, self, info); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *walker) one(name string, d fs.DirEntry, above *parent, aboveInfo patternmatcher.MatchInfo) error {
+func (w *walker) one(name, full string, d fs.DirEntry, above *parent, aboveInfo patternmatcher.MatchInfo) error {
 	out, info, err := w.ignore.match(name, aboveInfo)
 	if err != nil {
 		return err
@@ -75,7 +82,7 @@ func (w *walker) one(name string, d fs.DirEntry, above *parent, aboveInfo patter
 		if w.left != nil {
 			w.left(name, d.IsDir())
 		}
-		if !d.IsDir() || w.ignore.skips(name) {
+		if !d.IsDir() && !(w.outside && d.Type()&fs.ModeSymlink != 0) || w.ignore.skips(name) {
 			return nil
 		}
 	}
@@ -86,10 +93,15 @@ func (w *walker) one(name string, d fs.DirEntry, above *parent, aboveInfo patter
 	if err != nil {
 		return fmt.Errorf("read the context: %w", err)
 	}
-	e := entry{path: name, info: fi}
+	e := entry{path: name, full: full, info: fi}
 	if fi.Mode()&fs.ModeSymlink != 0 {
-		if e.link, err = os.Readlink(filepath.Join(w.root, filepath.FromSlash(name))); err != nil {
+		if e.link, err = os.Readlink(full); err != nil {
 			return fmt.Errorf("read the context: %w", err)
+		}
+		if w.outside {
+			if e, err = w.follow(e); err != nil {
+				return err
+			}
 		}
 	}
 	self := &parent{entry: e, above: above, sent: !out}
@@ -101,10 +113,10 @@ func (w *walker) one(name string, d fs.DirEntry, above *parent, aboveInfo patter
 			return err
 		}
 	}
-	if !fi.IsDir() {
+	if !e.info.IsDir() {
 		return nil
 	}
-	return w.dir(name, self, info, out)
+	return w.dir(name, e.full, self, info, out)
 }
 
 // send visits the directories above something that is not left out.

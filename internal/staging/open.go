@@ -106,6 +106,10 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 				r.Close()
 				return nil, fmt.Errorf("read staged object %s: %w: %d bytes", key, ErrTooLarge, size)
 			}
+			if r.Size() < offset+size {
+				r.Close()
+				return nil, fmt.Errorf("read staged object %s: %w: it has only %d bytes", key, ErrCorrupt, r.Size())
+			}
 			data, err = appendAll(data, r, size)
 			r.Close()
 		}

@@ -152,7 +152,7 @@ func objects(t *testing.T, b *blob.Bucket, prefix string) []int64 {
 }
 
 func TestOneChangedFileSendsLittle(t *testing.T) {
-	files := sources(1, 400, 60_000) // 24 MB
+	files := sources(1, 300, 20_000) // 6 MB
 	var reads atomic.Int64
 	bucket := memblob.OpenBucket(nil)
 	defer bucket.Close()
@@ -163,7 +163,7 @@ func TestOneChangedFileSendsLittle(t *testing.T) {
 	require.LessOrEqual(t, packs, 2)
 
 	last := first
-	for i := range 30 {
+	for i := range 12 {
 		k := (i * 37) % len(files)
 		files = slices.Clone(files)
 		files[k].content = fmt.Sprintf("changed %d\n%s", i, files[k].content)
@@ -180,14 +180,14 @@ func TestOneChangedFileSendsLittle(t *testing.T) {
 	// The first context still is what it was, and the packs of all are few.
 	_, err = readAll(t, staging.New(bucket), first)
 	require.NoError(t, err)
-	require.LessOrEqual(t, len(objects(t, bucket, staging.PackPrefix)), packs+30)
+	require.LessOrEqual(t, len(objects(t, bucket, staging.PackPrefix)), packs+12)
 
 	// An insertion in a large file moves little.
-	big := sources(2, 1, 12<<20)
+	big := sources(2, 1, 8<<20)
 	ref, stats, err := staging.New(bucket).PutTree(t.Context(), treeOf(&reads, big...))
 	require.NoError(t, err)
 	all := stats.Sent
-	big[0].content = big[0].content[:5<<20] + "inserted" + big[0].content[5<<20:]
+	big[0].content = big[0].content[:3<<20] + "inserted" + big[0].content[3<<20:]
 	changed, stats, err := staging.New(bucket).PutTree(t.Context(), treeOf(&reads, big...))
 	require.NoError(t, err)
 	require.Less(t, stats.Sent*2, all)
@@ -198,7 +198,7 @@ func TestOneChangedFileSendsLittle(t *testing.T) {
 
 	removed, err := staging.New(bucket).GC(t.Context(), 0)
 	require.NoError(t, err)
-	require.Len(t, removed, 33)
+	require.Len(t, removed, 15)
 	require.Empty(t, keys(t, bucket))
 	_, err = staging.New(bucket).Open(t.Context(), last)
 	require.ErrorIs(t, err, staging.ErrGone)
@@ -267,7 +267,7 @@ func TestManyStoresOnOneBucket(t *testing.T) {
 	run := func(seed uint64) error {
 		r := rand.New(rand.NewPCG(seed, 2))
 		s := staging.New(bucket)
-		for range 12 {
+		for range 8 {
 			files := slices.Clone(base)
 			k := r.IntN(len(files))
 			files[k].content = fmt.Sprint(r.IntN(4), files[k].content)
@@ -290,7 +290,7 @@ func TestManyStoresOnOneBucket(t *testing.T) {
 		}
 		return nil
 	}
-	const n = 6
+	const n = 3
 	errs := make(chan error, n)
 	for i := range n {
 		go func() { errs <- run(uint64(i)) }()

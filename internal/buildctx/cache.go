@@ -1,0 +1,170 @@
+package buildctx
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A statCache remembers something about files that look unchanged: same inode,
+// size, modification and change time. The change time is the kernel's own, so that
+// no tool can set it back.
+//
+// A file may be changed twice within the grain of those times, once before and once
+// after it was read. So nothing is believed, or written down, of a file that had
+// changed only just before it was looked at: git calls these entries racy.
+type statCache struct {
+	file  string
+	began time.Time // before anything was looked at
+
+	mu    sync.Mutex
+	known map[uint64]record // by inode, from earlier runs
+	seen  map[uint64]record // of this run, to be saved
+	news  bool              // seen has what known has not
+}
+
+type record struct {
+	size, mtime, ctime int64
+	what               []byte
+}
+
+// grain is how coarse the times of a file system may be: FAT's is 2 s.
+const grain = 2500 * time.Millisecond
+
+// cacheMagic begins a cache file; another format has another name.
+const cacheMagic = "portainer stat cache 1\n"
+
+// openStatCache reads the cache for the tree at root. A cache that cannot be read
+// is an empty one.
+func openStatCache(dir, root string, now time.Time) *statCache {
+	sum := sha256.Sum256([]byte(root))
+	c := &statCache{
+		file:  filepath.Join(dir, "contexts", hex.EncodeToString(sum[:16])),
+		began: now,
+		seen:  map[uint64]record{},
+	}
+	if data, err := os.ReadFile(c.file); err == nil {
+		c.known = decodeCache(data)
+	}
+	return c
+}
+
+// get returns what is known of a file.
+func (c *statCache) get(fi fs.FileInfo) []byte {
+	ino, r, ok := recordOf(fi)
+	if !ok {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k, ok := c.known[ino]
+	if !ok || k.size != r.size || k.mtime != r.mtime || k.ctime != r.ctime {
+		return nil
+	}
+	c.seen[ino] = k
+	return k.what
+}
+
+// put notes something about a file that was looked at after the cache was opened.
+func (c *statCache) put(fi fs.FileInfo, what []byte) {
+	ino, r, ok := recordOf(fi)
+	if !ok || time.Unix(0, r.ctime).After(c.began.Add(-grain)) {
+		return
+	}
+	r.what = what
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen[ino] = r
+	c.news = true
+}
+
+func recordOf(fi fs.FileInfo) (uint64, record, bool) {
+	id, _ := inodeOf(fi)
+	ctime, ok := changeTime(fi)
+	if !ok {
+		return 0, record{}, false
+	}
+	return id.ino, record{size: fi.Size(), mtime: fi.ModTime().UnixNano(), ctime: ctime.UnixNano()}, true
+}
+
+// save writes the cache anew, whole or not at all.
+func (c *statCache) save() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.news && len(c.seen) == len(c.known) {
+		return nil
+	}
+	data := encodeCache(c.seen)
+	if err := os.MkdirAll(filepath.Dir(c.file), 0o700); err != nil {
+		return fmt.Errorf("write the cache of build contexts: %w", err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(c.file), ".new-")
+	if err != nil {
+		return fmt.Errorf("write the cache of build contexts: %w", err)
+	}
+	_, err = tmp.Write(data)
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), c.file)
+	}
+	if err != nil {
+		os.Remove(tmp.Name())
+		return fmt.Errorf("write the cache of build contexts: %w", err)
+	}
+	return nil
+}
+
+// encodeCache returns the records with a checksum at the end.
+func encodeCache(records map[uint64]record) []byte {
+	b := []byte(cacheMagic)
+	for _, ino := range slices.Sorted(maps.Keys(records)) {
+		r := records[ino]
+		b = binary.AppendUvarint(b, ino)
+		b = binary.AppendVarint(b, r.size)
+		b = binary.AppendVarint(b, r.mtime)
+		b = binary.AppendVarint(b, r.ctime)
+		b = binary.AppendUvarint(b, uint64(len(r.what)))
+		b = append(b, r.what...)
+	}
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
+}
+
+// decodeCache reads what encodeCache wrote; anything else is nothing.
+func decodeCache(data []byte) map[uint64]record {
+	if len(data) < len(cacheMagic)+sha256.Size || !bytes.HasPrefix(data, []byte(cacheMagic)) {
+		return nil
+	}
+	body, sum := data[:len(data)-sha256.Size], data[len(data)-sha256.Size:]
+	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
+		return nil
+	}
+	records := map[uint64]record{}
+	r := bytes.NewReader(body[len(cacheMagic):])
+	for r.Len() > 0 {
+		ino, _ := binary.ReadUvarint(r)
+		var rec record
+		rec.size, _ = binary.ReadVarint(r)
+		rec.mtime, _ = binary.ReadVarint(r)
+		rec.ctime, _ = binary.ReadVarint(r)
+		n, err := binary.ReadUvarint(r)
+		if err != nil || n > uint64(r.Len()) {
+			return nil
+		}
+		rec.what = make([]byte, n)
+		r.Read(rec.what) // n bytes are there
+		records[ino] = rec
+	}
+	return records
+}
