@@ -25,12 +25,14 @@ type Masker struct {
 
 const filterBits = 1 << 18
 
-// NewMasker returns a Masker of the secrets in c, or nil if there is nothing to
-// mask. Secrets of less than 4 bytes are not masked.
-func NewMasker(c Credentials) *Masker {
+// NewMasker returns a Masker of the secrets in all of these, or nil if there is
+// nothing to mask. Secrets of less than 4 bytes are not masked.
+func NewMasker(all ...Credentials) *Masker {
 	m := &Masker{patterns: make(map[uint32][][]byte)}
-	for _, value := range c.values() {
-		forms(bytes.Clone(value), m.add)
+	for _, c := range all {
+		for _, value := range c.values() {
+			forms(bytes.Clone(value), m.add)
+		}
 	}
 	if len(m.patterns) == 0 {
 		return nil
