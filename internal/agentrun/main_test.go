@@ -23,9 +23,12 @@ import (
 // executorVariable makes this test binary an executor with a scripted engine.
 const executorVariable = "AGENTRUN_TEST_EXECUTOR"
 
+// binDir is where tests put what they build.
+var binDir string
+
 func TestMain(m *testing.M) {
 	if os.Getenv(executorVariable) == "" {
-		os.Exit(m.Run())
+		os.Exit(runTests(m))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -37,6 +40,17 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "executor:", err)
 		os.Exit(1)
 	}
+}
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "agentrun-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binDir = dir
+	return m.Run()
 }
 
 // A scripted engine does what the lines of the Dockerfile say. When it is closed it
