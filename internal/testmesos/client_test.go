@@ -53,7 +53,7 @@ func readRecord(r *bufio.Reader) ([]byte, error) {
 
 // A framework is a scheduler under test.
 type framework struct {
-	t        *testing.T
+	t        testing.TB
 	client   *http.Client
 	master   string
 	user     string // "principal:secret"
@@ -67,7 +67,7 @@ type framework struct {
 }
 
 // newFramework prepares a scheduler.
-func newFramework(t *testing.T, c *testmesos.Cluster, change func(*mesos.FrameworkInfo)) *framework {
+func newFramework(t testing.TB, c *testmesos.Cluster, change func(*mesos.FrameworkInfo)) *framework {
 	f := &framework{
 		t:      t,
 		master: c.Master(),
@@ -86,7 +86,7 @@ func newFramework(t *testing.T, c *testmesos.Cluster, change func(*mesos.Framewo
 }
 
 // subscribed is a scheduler that has subscribed.
-func subscribed(t *testing.T, c *testmesos.Cluster, change func(*mesos.FrameworkInfo)) *framework {
+func subscribed(t testing.TB, c *testmesos.Cluster, change func(*mesos.FrameworkInfo)) *framework {
 	f := newFramework(t, c, change)
 	f.subscribe()
 	return f
@@ -388,7 +388,7 @@ func newUUID() []byte {
 }
 
 // getJSON reads a JSON document.
-func getJSON(t *testing.T, url string) map[string]any {
+func getJSON(t testing.TB, url string) map[string]any {
 	t.Helper()
 	resp, err := http.Get(url)
 	require.NoError(t, err)
@@ -400,7 +400,7 @@ func getJSON(t *testing.T, url string) map[string]any {
 }
 
 // eventually polls a condition.
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	require.Eventually(t, condition, patience, 5*time.Millisecond, "%s", what)
 }
