@@ -14,9 +14,6 @@ import (
 	"os/signal"
 	"syscall"
 
-	_ "gocloud.dev/blob/fileblob" // staging buckets: file://
-	_ "gocloud.dev/blob/s3blob"   // staging buckets: s3://
-
 	"github.com/org/portainer/internal/agentrun"
 )
 
