@@ -12,7 +12,8 @@ import (
 
 // Credentials are the secrets of one build. However they are printed, logged or
 // marshalled, only the names of what they hold are seen; Encode is the one way
-// to the values.
+// to the values. But fmt calls no methods on unexported fields: a struct that is
+// ever printed must keep Credentials behind a pointer.
 type Credentials struct {
 	// Registries maps a registry as references name it, "host" or "host:port",
 	// to what it wants. Docker Hub is "docker.io".

@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"slices"
 )
@@ -98,6 +99,9 @@ func (m *Masker) mask(text []byte, limit, covered int) (masked []byte, after int
 	}
 	return append(masked, text[done:limit]...), max(0, end-limit)
 }
+
+// Format shows nothing of the secrets, whatever the verb.
+func (m *Masker) Format(s fmt.State, _ rune) { fmt.Fprint(s, "masker") }
 
 // maxHeld bounds what a writer holds back of a line that does not end.
 const maxHeld = 64 << 10

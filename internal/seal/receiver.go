@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -187,6 +188,13 @@ func unanswered(ctx context.Context, bad error) error {
 	}
 	return err
 }
+
+// Format says whose Receiver it is, whatever the verb: others would print what it
+// has received.
+func (r *Receiver) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "receiver of task %s", r.own.Task) }
+
+// LogValue is what Format prints.
+func (r *Receiver) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(r)) }
 
 // Mask masks all secrets that have come, as Masker.Mask does.
 func (r *Receiver) Mask(line []byte) []byte {

@@ -314,6 +314,25 @@ func TestReceiverRenews(t *testing.T) {
 	})
 }
 
+func TestReceiverShowsNothing(t *testing.T) {
+	r, err := seal.NewReceiver(task, func([]byte) {})
+	require.NoError(t, err)
+	ask, err := seal.DecodeAsk(r.First())
+	require.NoError(t, err)
+	answer, err := ask.Answer(credentials)
+	require.NoError(t, err)
+	require.True(t, r.Handle(answer.Encode()))
+	for _, v := range []any{r, seal.NewMasker(credentials)} {
+		for _, text := range append(shown(t, v), fmt.Sprintf("%x %d %q", v, v, v)) {
+			for _, value := range values {
+				require.NotContains(t, text, value)
+				require.NotContains(t, text, fmt.Sprintf("%x", value))
+				require.NotContains(t, text, fmt.Sprint([]byte(value)))
+			}
+		}
+	}
+}
+
 // TestExchangeFormat keeps what a framework or executor of another build reads.
 func TestExchangeFormat(t *testing.T) {
 	ask := seal.Ask{Binding: task, Key: "age1x", Serial: 3}
@@ -353,8 +372,15 @@ func FuzzReceiverHandle(f *testing.F) {
 		r, err := seal.NewReceiver(task, func([]byte) {})
 		require.NoError(t, err)
 		r.Handle(data)
-		_, askErr := seal.DecodeAsk(data)
-		_, answerErr := seal.DecodeAnswer(data)
-		require.True(t, askErr != nil || answerErr != nil || len(data) > 0)
+		ask, err := seal.DecodeAsk(r.First())
+		require.NoError(t, err)
+		answer, err := ask.Answer(credentials)
+		require.NoError(t, err)
+		require.True(t, r.Handle(answer.Encode()))
+		got, err := r.Credentials(t.Context())
+		if !errors.Is(err, seal.ErrRefused) && !errors.Is(err, seal.ErrVersion) {
+			require.NoError(t, err)
+			require.Equal(t, credentials.Registries, got.Registries)
+		}
 	})
 }
