@@ -420,7 +420,7 @@ func TestFollowAttempts(t *testing.T) {
 		r.attempt(1)
 		r.write(append(line("first"), "torn"...))
 		r.start(t.Context())
-		pass(pollMax)
+		pass(2 * pollMax)
 		r.box.post(notice{logEnd: &logEnd{-1}, event: Event{Kind: EventRetrying}})
 		synctest.Wait()
 
@@ -428,7 +428,7 @@ func TestFollowAttempts(t *testing.T) {
 		r.data = line("second")
 		r.mu.Unlock()
 		r.attempt(2)
-		pass(pollMax)
+		pass(2 * pollMax)
 		r.finish(int64(len(r.data)))
 		<-r.ended
 		require.Equal(t, []string{
@@ -518,15 +518,15 @@ func TestFollowMark(t *testing.T) {
 			<-r.ended
 			return r
 		}
-		first := live(func(r *reader) { r.write(log); r.write(rest[:5]); pass(pollMax) })
+		first := live(func(r *reader) { r.write(log); r.write(rest[:5]); pass(2 * pollMax) })
 		require.Equal(t, []string{"launched", "step", "log one", "failed"}, first.seen())
 
-		second := live(func(r *reader) { r.write(log); r.write(rest); pass(pollMax) })
+		second := live(func(r *reader) { r.write(log); r.write(rest); pass(2 * pollMax) })
 		require.Equal(t, []string{"launched", "log two", "failed"}, second.seen())
 		require.Equal(t, "RUN make", second.events[1].Step.Name)
 
 		// Another attempt has another log.
-		third := live(func(r *reader) { r.attempt(2); r.write(line("anew")); pass(pollMax) })
+		third := live(func(r *reader) { r.attempt(2); r.write(line("anew")); pass(2 * pollMax) })
 		require.Equal(t, []string{"launched", "launched", "log anew", "failed"}, third.seen())
 	})
 }

@@ -191,7 +191,7 @@ func randomRound(random *rand.Rand) ([]portainer.Offer, []portainer.Pending) {
 func TestMatchersAtRandom(t *testing.T) {
 	for name, matcher := range matchers {
 		t.Run(name, func(t *testing.T) {
-			for seed := range uint64(2000) {
+			for seed := range uint64(300) {
 				offers, builds := randomRound(rand.New(rand.NewPCG(seed, 1)))
 				offersBefore, buildsBefore := slices.Clone(offers), slices.Clone(builds)
 				placements := matcher.MatchOffers(offers, builds)
@@ -205,7 +205,7 @@ func TestMatchersAtRandom(t *testing.T) {
 
 // TestSpreadTakesTheRoomiest compares Spread with the plainest way to do the same.
 func TestSpreadTakesTheRoomiest(t *testing.T) {
-	for seed := range uint64(2000) {
+	for seed := range uint64(300) {
 		offers, builds := randomRound(rand.New(rand.NewPCG(seed, 2)))
 		placedOn := make(map[portainer.BuildID]portainer.OfferID)
 		for _, p := range (portainer.Spread{}).MatchOffers(offers, builds) {
