@@ -75,7 +75,7 @@ func TestExecutorIsStaged(t *testing.T) {
 // TestExamplesThatEmbed runs the programs in examples.
 func TestExamplesThatEmbed(t *testing.T) {
 	dir := t.TempDir()
-	require.NoError(t, goTool(t.Context(), "build", "-o", dir+"/", "./examples/embed", "./examples/matcher", "./executor"))
+	require.NoError(t, goTool(t.Context(), buildArgs(dir+"/", "./examples/embed", "./examples/matcher", "./executor")...))
 	c := startCluster(t, "--agents", "2")
 	_, err := dockertest.PushBusybox(t.Context(), c.registry)
 	require.NoError(t, err)

@@ -50,11 +50,7 @@ func runTests(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	program = filepath.Join(dir, "portainer")
-	args := []string{"build", "-o", program}
-	if raceEnabled {
-		args = append(args, "-race")
-	}
-	if err := goTool(ctx, append(args, "./cmd/portainer")...); err != nil {
+	if err := goTool(ctx, buildArgs(program, "./cmd/portainer")...); err != nil {
 		return 0, err
 	}
 	reg, err := dockertest.StartRegistry(ctx, filepath.Join(dir, "registry"))
@@ -71,6 +67,16 @@ func runTests(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	return m.Run(), nil
+}
+
+// buildArgs are the arguments of a go build of what tests run, with the race
+// detector if they have it themselves.
+func buildArgs(out string, packages ...string) []string {
+	args := []string{"build", "-o", out}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	return append(args, packages...)
 }
 
 // goTool runs the go command in the repository.
