@@ -42,13 +42,16 @@ const (
 // and never an early io.EOF. Broken connections are taken up again where they
 // broke. Reads end soon after ctx is done.
 func (s *Store) Open(ctx context.Context, ref Ref) (io.ReadCloser, error) {
-	return s.open(ctx, ref, s.readObject)
+	return s.open(ctx, ref, func(*recipe) readFunc { return s.readObject }, nil)
 }
 
 // A readFunc reads a piece of a pack.
 type readFunc func(ctx context.Context, p packRef, offset, length int64) ([]byte, error)
 
-func (s *Store) open(ctx context.Context, ref Ref, read readFunc) (io.ReadCloser, error) {
+// open returns an assembler that reads with what reader returns. If drop is not
+// nil, what was read may have been damaged on the way: it is then told of a bad
+// pack, which is read anew from the bucket.
+func (s *Store) open(ctx context.Context, ref Ref, reader func(*recipe) readFunc, drop func(packRef)) (io.ReadCloser, error) {
 	data, err := s.readAgain(ctx, ref.Key, 0, -1)
 	if err != nil {
 		return nil, err
@@ -68,7 +71,10 @@ func (s *Store) open(ctx context.Context, ref Ref, read readFunc) (io.ReadCloser
 		return nil, fmt.Errorf("read staged context %s: %w: %d bytes, and the limit is %d", ref.Key, ErrTooLarge, size, limit)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	a := &assembler{ctx: ctx, cancel: cancel, key: ref.Key, r: r, read: read, blocks: newBlockCache()}
+	a := &assembler{ctx: ctx, cancel: cancel, key: ref.Key, r: r, read: reader(r), blocks: newBlockCache()}
+	if drop != nil {
+		a.drop, a.direct = drop, s.readObject
+	}
 	a.fetches = make(chan *fetch, ahead)
 	a.decoders.New = func() any {
 		z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxBlock))
@@ -167,6 +173,9 @@ type assembler struct {
 	key    string
 	r      *recipe
 	read   readFunc
+	// drop and direct mend what a cache has spoilt; nil where there is none.
+	drop   func(packRef)
+	direct readFunc
 
 	decoders sync.Pool
 	fetches  chan *fetch // in the order of need
@@ -225,6 +234,14 @@ func (a *assembler) content(i int) ([]byte, error) {
 		return nil, err
 	}
 	data = data[at.offset : at.offset+c.Size]
+	if sha256.Sum256(data) != c.Sum && a.drop != nil {
+		pieces, err := a.fetchDirectly([]int{at.block})
+		if err != nil {
+			return nil, err
+		}
+		a.blocks.data[at.block] = pieces[0].data
+		data = pieces[0].data[at.offset : at.offset+c.Size]
+	}
 	if sha256.Sum256(data) != c.Sum {
 		return nil, fmt.Errorf("read staged context %s: %w: a part of pack %s is not what it was",
 			a.key, ErrCorrupt, a.r.packs[a.r.blocks[at.block].pack].key())
@@ -245,6 +262,9 @@ func (a *assembler) block(b int) ([]byte, error) {
 				return nil, errors.Join(errors.New("the reading of the staged context has ended"), context.Cause(a.ctx))
 			}
 			<-f.done
+			if f.err != nil && a.drop != nil && errors.Is(f.err, ErrCorrupt) {
+				f.pieces, f.err = a.fetchDirectly(f.blocks)
+			}
 			if f.err != nil {
 				return nil, f.err
 			}
@@ -336,10 +356,18 @@ func (a *assembler) prefetch() {
 	flush()
 }
 
+// fetchDirectly fetches blocks past a cache that has spoilt them.
+func (a *assembler) fetchDirectly(blocks []int) ([]piece, error) {
+	a.drop(a.r.packs[a.r.blocks[blocks[0]].pack])
+	return a.fetchWith(a.direct, blocks)
+}
+
 // fetch reads and uncompresses blocks that lie one after the other in a pack.
-func (a *assembler) fetch(blocks []int) ([]piece, error) {
+func (a *assembler) fetch(blocks []int) ([]piece, error) { return a.fetchWith(a.read, blocks) }
+
+func (a *assembler) fetchWith(read readFunc, blocks []int) ([]piece, error) {
 	first, last := a.r.blocks[blocks[0]], a.r.blocks[blocks[len(blocks)-1]]
-	data, err := a.read(a.ctx, a.r.packs[first.pack], first.offset, last.offset+int64(last.length)-first.offset)
+	data, err := read(a.ctx, a.r.packs[first.pack], first.offset, last.offset+int64(last.length)-first.offset)
 	if err != nil {
 		return nil, err
 	}
