@@ -99,7 +99,7 @@ func (f *files) read(virtual string, offset, length int64) (size int64, data []b
 	}
 	size = info.Size()
 	if offset < 0 || offset >= size || length == 0 {
-		return size, nil, nil
+		return size, []byte{}, nil // not nil: the field is required in the answer
 	}
 	if length < 0 || length > size-offset {
 		length = size - offset
