@@ -281,7 +281,7 @@ func (l *loop) handle(ev schedapi.Event) {
 	now := time.Now()
 	log := l.f.cfg.Logger
 	if ev.Event == nil {
-		log.Warn("not connected to the master", "err", ev.Disconnected)
+		log.Debug("not connected to the master", "err", ev.Disconnected) // the client has warned
 		l.lastErr = ev.Disconnected
 		l.ledger.disconnected()
 		return
