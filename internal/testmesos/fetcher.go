@@ -95,29 +95,27 @@ func (f *fetcher) download(ctx context.Context, uri, target string) error {
 	return fmt.Errorf("scheme %q needs a Hadoop client, which the agent does not have", scheme)
 }
 
-// copyFile copies a local file; os.File.ReadFrom lets the kernel do it.
+// copyFile copies a local file with its mode, as cp does; os.File.ReadFrom lets
+// the kernel do it.
 func copyFile(ctx context.Context, source, target string) error {
 	in, err := os.Open(source)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	if info, err := in.Stat(); err != nil || info.IsDir() {
-		return errors.Join(err, errIfDir(info, source))
+	info, err := in.Stat()
+	if err != nil {
+		return err
 	}
-	out, err := os.Create(target)
+	if info.IsDir() {
+		return fmt.Errorf("'%s' is a directory", source)
+	}
+	out, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, info.Mode().Perm())
 	if err != nil {
 		return err
 	}
 	_, err = out.ReadFrom(in)
 	return errors.Join(err, out.Close(), ctx.Err())
-}
-
-func errIfDir(info fs.FileInfo, name string) error {
-	if info != nil && info.IsDir() {
-		return fmt.Errorf("'%s' is a directory", name)
-	}
-	return nil
 }
 
 func (f *fetcher) get(ctx context.Context, uri, target string) error {
