@@ -38,7 +38,7 @@ const (
 	markPoll   = 50 * time.Millisecond
 )
 
-func (s *Store) leaseKey(digest string) string { return leasePrefix + hexOf(digest) + "/" + s.id }
+func (s *Store) leaseKey(digest string) string { return leasePrefix + hexOf(digest) + "/" + s.ID }
 
 // acquire writes a lease on the context and waits until nobody removes anything.
 func (s *Store) acquire(ctx context.Context, digest string) error {
@@ -253,7 +253,7 @@ func (s *Store) readRange(ctx context.Context, key string, offset, length int64)
 // sweep removes what drop says of contexts and executors, and every pack that no
 // context needs.
 func (s *Store) sweep(ctx context.Context, drop func(Object) bool) (err error) {
-	mark := markPrefix + s.id + "-" + rand.Text()
+	mark := markPrefix + s.ID + "-" + rand.Text()
 	if err := s.bucket.WriteAll(ctx, mark, []byte("{}\n"), nil); err != nil {
 		return fmt.Errorf("write %s: %w", mark, err)
 	}

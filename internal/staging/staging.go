@@ -78,7 +78,12 @@ type PutStats struct {
 // several Stores on one bucket, in any number of processes.
 type Store struct {
 	bucket *blob.Bucket
-	id     string // names our leases
+
+	// ID names this Store's leases. New chooses one that nobody else has. A
+	// process that takes over from one that died sets the other's, so that
+	// Delete gives up what the other has staged. It must not change after the
+	// first use, and have no slash in it.
+	ID string
 
 	// Limit is the size of the largest context that Open yields, uncompressed;
 	// 0 means DefaultLimit. It must not change after the first use.
@@ -97,7 +102,7 @@ type put struct {
 
 // New returns a Store on b, which the caller closes after it.
 func New(b *blob.Bucket) *Store {
-	return &Store{bucket: b, id: rand.Text(), puts: map[string]*put{}}
+	return &Store{bucket: b, ID: rand.Text(), puts: map[string]*put{}}
 }
 
 // PutContext stages the tar stream that bundle writes, unless it is there already.

@@ -113,6 +113,21 @@ func TestPutContextRoundTrip(t *testing.T) {
 	}
 }
 
+func TestDeleteInTheNameOfTheDead(t *testing.T) {
+	bucket := memblob.OpenBucket(nil)
+	defer bucket.Close()
+	dead := staging.New(bucket)
+	ref, _, err := dead.PutContext(t.Context(), writes(tarOf(t, file{"a", "b"})))
+	require.NoError(t, err)
+	heir := staging.New(bucket)
+	require.NoError(t, heir.Delete(t.Context(), ref))
+	require.NotEmpty(t, keys(t, bucket), "anybody else leaves it alone")
+	heir = staging.New(bucket)
+	heir.ID = dead.ID
+	require.NoError(t, heir.Delete(t.Context(), ref))
+	require.Empty(t, keys(t, bucket))
+}
+
 func TestPutContextLeavesNothingOnError(t *testing.T) {
 	data := tarOf(t, file{"a", random(1200 << 10)}, file{"b", "x"})
 	broken := errors.New("disk on fire")
