@@ -79,6 +79,9 @@ type Request struct {
 	// even when the engine has them.
 	NoCache, Pull bool
 
+	// Options are what few builds ask for.
+	Options Options
+
 	// Constraints say on which agents the build may run.
 	Constraints []Constraint
 

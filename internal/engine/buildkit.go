@@ -57,6 +57,9 @@ func (b *buildKit) guard() guard { return b.guards }
 
 // build implements backend.
 func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
+	if _, err := j.choose([]builder{standalone}, b.name()); err != nil {
+		return "", "", err
+	}
 	export := bk.ExportEntry{Type: bk.ExporterImage, Attrs: map[string]string{
 		"name":   strings.Join(j.refs, ","),
 		"push":   "true",
@@ -71,6 +74,7 @@ func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, e
 			}
 		}
 	}
+	exportOptions(j.req.Options, export.Attrs)
 	var resp map[string]string
 	err = j.persist(ctx, func(again bool) (err error) {
 		resp, err = j.solve(ctx, b.c, j.req.Network, []bk.ExportEntry{export}, again)

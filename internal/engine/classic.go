@@ -34,6 +34,9 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	for k, v := range j.req.Args {
 		opts.BuildArgs[k] = &v
 	}
+	if err := classicOptions(j.req.Options, &opts); err != nil {
+		return "", invalid(err)
+	}
 	if opts.AuthConfigs, err = j.dockerAuths(ctx); err != nil {
 		return "", failure(portainer.PhaseBuild, portainer.ClassAuth, err)
 	}
@@ -67,7 +70,11 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 		if daemonGone(err) {
 			return "", failure(portainer.PhaseBuild, portainer.ClassLost, err)
 		}
-		return "", j.stepError(err.Error(), err, "", 0)
+		be := j.stepError(err.Error(), err, "", 0)
+		if cerrdefs.IsInvalidArgument(err) {
+			be.Class = portainer.ClassInvalid
+		}
+		return "", be
 	}
 	defer resp.Body.Close()
 	image, err = log.read(resp.Body)

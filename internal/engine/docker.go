@@ -134,26 +134,37 @@ func (d *docker) guard() guard { return d.guards }
 
 // build implements backend.
 func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
-	useBuildKit := d.bk != nil && (d.major >= losslessSince || j.script.buildKit != "")
-	if d.bk == nil && j.script.buildKit != "" {
-		return "", "", invalid(fmt.Errorf("%s needs BuildKit, which the docker daemon at %s does not have", j.script.buildKit, d.host))
+	b, err := j.choose(d.builders(), fmt.Sprintf("the docker daemon at %s, version %s,", d.host, d.version))
+	if err != nil {
+		return "", "", err
 	}
 	var image string
-	if useBuildKit {
-		builtBy = d.called("buildkit")
-		if d.major < losslessSince {
-			j.report.info("built by BuildKit because of %q; this daemon's BuildKit drops output beyond 200 KiB a second", j.script.buildKit)
-		}
-		image, err = d.solve(ctx, j)
-	} else {
+	if b == classicBuilder {
 		builtBy = d.called("classic")
 		image, err = d.classic(ctx, j)
+	} else {
+		builtBy = d.called("buildkit")
+		if b == oldBuildKit {
+			j.report.info("built by BuildKit because the classic builder cannot do it; this daemon's BuildKit drops output beyond 200 KiB a second")
+		}
+		image, err = d.solve(ctx, j)
 	}
 	if err != nil {
 		return "", "", err
 	}
 	digest, err = d.push(ctx, j, image)
 	return digest, builtBy, err
+}
+
+// builders returns what the daemon builds with, the preferred first.
+func (d *docker) builders() []builder {
+	switch {
+	case d.bk == nil:
+		return []builder{classicBuilder}
+	case d.major < losslessSince:
+		return []builder{classicBuilder, oldBuildKit}
+	}
+	return []builder{dockerBuildKit, classicBuilder}
 }
 
 // solve builds j with the daemon's BuildKit and returns the image's ID.

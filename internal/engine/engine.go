@@ -229,6 +229,9 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 	default:
 		return nil, j.error(ctx, invalid(fmt.Errorf("unknown network %q: it must be default, none or host", req.Network)))
 	}
+	if err := checkOptions(req.Options); err != nil {
+		return nil, j.error(ctx, invalid(err))
+	}
 	if j.file == "" {
 		j.file = "Dockerfile"
 	}

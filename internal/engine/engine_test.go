@@ -151,7 +151,7 @@ func TestFailureClasses(t *testing.T) {
 		{"base of no registry", "FROM 127.0.0.1:1/no/such:1\nRUN MOUNTtrue\n", nil, portainer.ClassRegistry, portainer.PhaseBuild, 1, "127.0.0.1:1"},
 		{"no registry", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Registry = "127.0.0.1:1" }, portainer.ClassRegistry, portainer.PhasePush, 0, "127.0.0.1:1"},
 		{"bad network", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Network = "moon" }, portainer.ClassInvalid, portainer.PhaseBuild, 0, "moon"},
-		{"no target", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Target = "nope" }, portainer.ClassUser, portainer.PhaseBuild, 0, "nope"},
+		{"no target", "FROM BUSYBOX\nRUN MOUNTtrue\n", func(r *portainer.Request) { r.Target = "nope" }, portainer.ClassInvalid, portainer.PhaseBuild, 0, "nope"},
 	}
 	for _, w := range ways {
 		for _, tt := range tests {

@@ -118,6 +118,9 @@ func exitCode(msg string) (code int, ok bool) {
 // parseErrors finds the line of an error in the Dockerfile itself.
 var parseErrors = regexp.MustCompile(`(?i)dockerfile parse error(?: on)? line (\d+): (.*)`)
 
+// noTarget is how builders say that there is no stage of the wanted name.
+var noTarget = regexp.MustCompile(`target stage .* (?:could not be found|not found)`)
+
 // stepError tells what msg, the words in which a builder gave up, means. step
 // and line are the instruction it was at; "" and 0 if unknown.
 func (j *job) stepError(msg string, cause error, step string, line int) *portainer.BuildError {
@@ -130,6 +133,10 @@ func (j *job) stepError(msg string, cause error, step string, line int) *portain
 		be.Class, be.Step = portainer.ClassInvalid, ""
 		be.Line, _ = strconv.Atoi(m[1])
 		be.Err = errors.New(strings.TrimSpace(m[2]))
+		return be
+	}
+	if noTarget.MatchString(msg) {
+		be.Class, be.Step, be.Line = portainer.ClassInvalid, "", 0
 		return be
 	}
 	if code, ok := exitCode(msg); ok {

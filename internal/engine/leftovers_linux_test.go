@@ -78,15 +78,6 @@ func cgroups(t *testing.T, name string) []string {
 	return found
 }
 
-// shortTemp returns a directory that is short enough for sockets.
-func shortTemp(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "et-")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	return dir
-}
-
 func TestCloseLeavesNothing(t *testing.T) {
 	r := theRig(t)
 	for _, kind := range ownKinds(t) {
@@ -273,4 +264,38 @@ func killDaemon(name, temp string) error {
 		}
 	}
 	return fmt.Errorf("no %s runs below %s", name, temp)
+}
+
+// TestEngineNextToTheExecutor opens an engine in a program that has buildkitd and
+// an OCI runtime next to it, as in the executor's bundle, and nothing in PATH.
+func TestEngineNextToTheExecutor(t *testing.T) {
+	if os.Getenv("ENGINE_TEST_BUNDLE") != "" {
+		e, err := engine.Open(t.Context(), engine.Config{Kind: engine.KindAuto, Sandbox: t.TempDir(), Insecure: []string{os.Getenv("ENGINE_TEST_REGISTRY")}})
+		require.NoError(t, err)
+		fmt.Println("opened", e.Name())
+		res, err := e.Build(t.Context(), portainer.Request{
+			Registry: os.Getenv("ENGINE_TEST_REGISTRY"), Repository: "bundle", Source: []byte("FROM " + os.Getenv("ENGINE_TEST_BASE") + "\nRUN echo x >/x\n"),
+		})
+		require.NoError(t, err)
+		fmt.Println("built", res.Refs[0])
+		require.NoError(t, e.Close(t.Context()))
+		return
+	}
+	r := theRig(t)
+	dir := t.TempDir()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	for name, from := range map[string]string{"executor": self, "buildkitd": "buildkitd", "runc": "runc"} {
+		from, err := exec.LookPath(from)
+		require.NoError(t, err)
+		data, err := os.ReadFile(from)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), data, 0o755))
+	}
+	cmd := exec.CommandContext(testContext(t), filepath.Join(dir, "executor"), "-test.run=^TestEngineNextToTheExecutor$")
+	cmd.Env = []string{"ENGINE_TEST_BUNDLE=1", "ENGINE_TEST_REGISTRY=" + r.registry.Addr, "ENGINE_TEST_BASE=" + r.busybox}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	require.Contains(t, string(out), "opened buildkitd v0.")
+	require.Contains(t, string(out), "built "+r.registry.Addr+"/bundle:latest@sha256:")
 }

@@ -113,6 +113,15 @@ func (r *rig) own(t *testing.T, kind string, logs portainer.LogSink) engine.Conf
 	return engine.Config{Kind: kind, Sandbox: sandbox, Logs: logs, Insecure: []string{r.registry.Addr}}
 }
 
+// shortTemp returns a directory that is short enough for sockets.
+func shortTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "et-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
 // ownKinds are the kinds of engines that can be our own here.
 func ownKinds(t *testing.T) []string {
 	t.Helper()

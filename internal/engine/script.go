@@ -12,9 +12,9 @@ import (
 type script struct {
 	instructions []instruction
 	stages       []stage
-	// buildKit says what of the Dockerfile only BuildKit understands; "" if
-	// nothing does.
-	buildKit string
+	// buildKit says what of the Dockerfile only BuildKit understands, newer what
+	// only BuildKit since Docker 23 does; "" if nothing does.
+	buildKit, newer string
 }
 
 // An instruction is one instruction of a Dockerfile.
@@ -97,6 +97,7 @@ func readScript(source []byte) *script {
 				if end < len(lines) {
 					i = end
 					s.needs("here-document")
+					s.needsNewer("here-document")
 				}
 			}
 		}
@@ -121,10 +122,20 @@ func (s *script) needs(what string) {
 	}
 }
 
+// needsNewer notes that only BuildKit since Docker 23 understands what.
+func (s *script) needsNewer(what string) {
+	if s.newer == "" {
+		s.newer = what
+	}
+}
+
 // add appends an instruction.
 func (s *script) add(in instruction) {
 	if m := newFlags.FindStringSubmatch(in.text); m != nil {
 		s.needs(in.word + " " + m[1] + m[2])
+		if m[2] != "" && m[2] != "--chmod" {
+			s.needsNewer(in.word + " " + m[2])
+		}
 	}
 	if m := platformArg.FindStringSubmatch(in.word + strings.TrimPrefix(in.text, strings.Fields(in.text)[0])); m != nil {
 		s.needs("ARG " + m[1])

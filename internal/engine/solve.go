@@ -79,6 +79,9 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 	case "none":
 		attrs["force-network-mode"] = "none"
 	}
+	if err := j.solveOptions(&opt, again); err != nil {
+		return nil, invalid(err)
+	}
 	if b := j.context(ctx); b != nil {
 		up := uploadprovider.New()
 		attrs["context"] = up.Add(b)

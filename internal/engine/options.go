@@ -1,0 +1,146 @@
+package engine
+
+import (
+	"encoding/csv"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/docker/docker/api/types/build"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/go-units"
+	bk "github.com/moby/buildkit/client"
+
+	"github.com/org/portainer"
+)
+
+// solveOptions adds what Options ask for to a solve. again is that of solve.
+func (j *job) solveOptions(opt *bk.SolveOpt, again bool) error {
+	o, attrs := j.req.Options, opt.FrontendAttrs
+	if len(o.Platforms) > 0 {
+		attrs["platform"] = strings.Join(o.Platforms, ",")
+	}
+	if len(o.NoCacheFilter) > 0 && !j.req.NoCache && !again {
+		attrs["no-cache"] = strings.Join(o.NoCacheFilter, ",")
+	}
+	for name, from := range o.BuildContexts {
+		attrs["context:"+name] = from
+	}
+	if len(o.Ulimits) > 0 {
+		attrs["ulimit"] = strings.Join(o.Ulimits, ",")
+	}
+	if o.ShmSize > 0 {
+		attrs["shm-size"] = strconv.FormatInt(o.ShmSize, 10)
+	}
+	if o.SourceDateEpoch != "" {
+		attrs["build-arg:SOURCE_DATE_EPOCH"] = o.SourceDateEpoch
+	}
+	if o.Provenance != "" {
+		attrs["attest:provenance"] = "mode=" + o.Provenance
+	}
+	switch o.SBOM {
+	case "":
+	case "default":
+		attrs["attest:sbom"] = ""
+	default:
+		attrs["attest:sbom"] = "generator=" + o.SBOM
+	}
+	for _, s := range o.CacheFrom {
+		place, err := cachePlace(s)
+		if err != nil {
+			return err
+		}
+		j.insecureCache(place)
+		opt.CacheImports = append(opt.CacheImports, place)
+	}
+	for _, s := range o.CacheTo {
+		place, err := cachePlace(s)
+		if err != nil {
+			return err
+		}
+		j.insecureCache(place)
+		opt.CacheExports = append(opt.CacheExports, place)
+	}
+	return nil
+}
+
+// insecureCache lets a place of cache in an insecure registry be used.
+func (j *job) insecureCache(place bk.CacheOptionsEntry) {
+	for _, r := range j.cfg.Insecure {
+		if place.Type == "registry" && registryOf(place.Attrs["ref"]) == r {
+			place.Attrs["registry.insecure"] = "true"
+		}
+	}
+}
+
+// exportOptions returns the attributes of an exporter of images that Options ask
+// for.
+func exportOptions(o portainer.Options, attrs map[string]string) {
+	for k, v := range o.Annotations {
+		attrs["annotation."+k] = v
+	}
+	if o.Compression != "" {
+		attrs["compression"] = o.Compression
+	}
+	if o.CompressionLevel != 0 {
+		attrs["compression-level"] = strconv.Itoa(o.CompressionLevel)
+	}
+	if o.Compression != "" || o.CompressionLevel != 0 {
+		// Those of the base as well: it is one image.
+		attrs["force-compression"] = "true"
+	}
+	if len(o.Annotations) > 0 || o.Compression == "zstd" || o.Compression == "estargz" {
+		attrs["oci-mediatypes"] = "true" // Docker's own have no word for them
+	}
+	if o.SourceDateEpoch != "" {
+		attrs["rewrite-timestamp"] = "true"
+	}
+}
+
+// cachePlace reads where a cache comes from or goes to.
+func cachePlace(s string) (bk.CacheOptionsEntry, error) {
+	if s == "inline" {
+		return bk.CacheOptionsEntry{Type: s, Attrs: map[string]string{}}, nil
+	}
+	if !isAttributes(s) {
+		return bk.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": s}}, nil
+	}
+	fields, err := csv.NewReader(strings.NewReader(s)).Read()
+	if err != nil {
+		return bk.CacheOptionsEntry{}, fmt.Errorf("cache %q: %w", s, err)
+	}
+	place := bk.CacheOptionsEntry{Attrs: map[string]string{}}
+	for _, f := range fields {
+		k, v, ok := strings.Cut(f, "=")
+		if !ok {
+			return bk.CacheOptionsEntry{}, fmt.Errorf("cache %q: %q is no attribute: it must be name=value", s, f)
+		}
+		if k == "type" {
+			place.Type = v
+		} else {
+			place.Attrs[k] = v
+		}
+	}
+	// An engine that does not know a type says so only after seconds, and a
+	// local one would be on an agent where nobody looks.
+	switch place.Type {
+	case "registry", "inline", "s3", "azblob", "gha":
+		return place, nil
+	}
+	return bk.CacheOptionsEntry{}, fmt.Errorf("cache %q: its type must be registry, inline, s3, azblob or gha", s)
+}
+
+// classicOptions adds what Options ask for to a build by the classic builder.
+func classicOptions(o portainer.Options, opts *build.ImageBuildOptions) error {
+	opts.CacheFrom = o.CacheFrom
+	opts.ShmSize = o.ShmSize
+	opts.Squash = o.Squash
+	for _, s := range o.Ulimits {
+		u, err := units.ParseUlimit(s)
+		if err != nil {
+			return fmt.Errorf("ulimit %q: %w", s, err)
+		}
+		opts.Ulimits = append(opts.Ulimits, (*container.Ulimit)(u))
+	}
+	return nil
+}

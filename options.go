@@ -1,0 +1,41 @@
+package portainer
+
+// Options are what few builds ask for. The zero value asks for nothing. No engine
+// can do everything: one that cannot do what is asked for refuses the build and
+// says which can (docs/engines.md has the table).
+type Options struct {
+	// Platforms are what the image is for, such as "linux/arm64". Several make
+	// an index. None means that of the agent, whose engine must be able to run
+	// the commands of a foreign one.
+	Platforms []string
+	// NoCacheFilter names Dockerfile stages that are built anew.
+	NoCacheFilter []string
+	// CacheFrom and CacheTo are where a build's cache comes from and goes to: an
+	// image reference, or a list of attributes such as
+	// "type=registry,ref=host/team/app:cache,mode=max", as docker buildx has it.
+	CacheFrom, CacheTo []string
+	// BuildContexts are further contexts by the name that FROM and COPY --from
+	// use: "docker-image://<reference>", or the URL of a git repository or archive.
+	BuildContexts map[string]string
+	// Annotations are added to the image's manifest.
+	Annotations map[string]string
+	// Ulimits bound the processes of RUN, as "nofile=1024:2048".
+	Ulimits []string
+	// ShmSize is the size of /dev/shm for RUN in bytes. 0 means the engine's own.
+	ShmSize int64
+	// Compression of the layers: "gzip", "zstd", "estargz" or "uncompressed". ""
+	// means gzip. CompressionLevel is that of the algorithm; 0 means its default.
+	Compression      string
+	CompressionLevel int
+	// SourceDateEpoch, in seconds since 1970, takes the place of every time in
+	// the image. "" leaves them.
+	SourceDateEpoch string
+	// Provenance attests how the image was built, "min" or "max". "" attests
+	// nothing.
+	Provenance string
+	// SBOM attests what is in the image. It is the reference of the image that
+	// finds it out, or "default" for BuildKit's own choice.
+	SBOM string
+	// Squash makes one layer of all that the Dockerfile adds.
+	Squash bool
+}
