@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -171,6 +172,20 @@ func TestEveryConfinedDependencyIsUsed(t *testing.T) {
 			found = found || isBelow(imported, prefix)
 		}
 		require.True(t, found, "no package imports %s", prefix)
+	}
+}
+
+// TestEveryDependencyIsExplained: a direct dependency has its sentence in
+// docs/design.md.
+func TestEveryDependencyIsExplained(t *testing.T) {
+	design, err := os.ReadFile(filepath.Join("docs", "design.md"))
+	require.NoError(t, err)
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{if not (or .Main .Indirect)}}{{.Path}}{{end}}", "all").Output()
+	require.NoError(t, err)
+	modules := strings.Fields(string(out))
+	require.NotEmpty(t, modules)
+	for _, m := range modules {
+		require.Contains(t, string(design), "| `"+m+"` | ", "docs/design.md must say what %s is for", m)
 	}
 }
 

@@ -187,7 +187,7 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 func (b *buildCommand) request(file string) (portainer.Request, error) {
 	source, err := os.ReadFile(file)
 	if err != nil {
-		return portainer.Request{}, fmt.Errorf("Dockerfile: %w", err)
+		return portainer.Request{}, err
 	}
 	parsed, err := dockerfile.Parse(file, source)
 	if err != nil {
