@@ -4,8 +4,12 @@ import (
 	"archive/tar"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +23,7 @@ import (
 	_ "gocloud.dev/blob/fileblob"
 
 	"github.com/org/portainer/internal/agentrun"
+	"github.com/org/portainer/internal/schedapi"
 	"github.com/org/portainer/internal/staging"
 	"github.com/org/portainer/internal/testmesos"
 	"github.com/org/portainer/internal/wire"
@@ -73,8 +78,10 @@ func TestBuildFails(t *testing.T) {
 	o := r.outcome("b-1", mesos.TASK_FAILED)
 	require.Equal(t, &wire.Failure{Class: "user", Phase: "build", Step: "script", Line: 7, Message: "exit code 4"}, o.Failure)
 	require.Empty(t, o.Digest)
-	frames := r.log("b-1", o.LogSize)
-	require.Equal(t, "failed: exit code 4", string(frames[len(frames)-1].Data))
+	require.Equal(t, []string{"line 0"}, said(r.log("b-1", o.LogSize)))
+	stdout, _, err := r.files.ReadFile(t.Context(), r.cluster.Agents()[0].URL(), "/frameworks/"+r.framework+"/executors/b-1/runs/latest/stdout", 0, schedapi.MaxRead)
+	require.NoError(t, err)
+	require.Contains(t, string(stdout), "#1 line 0\nfailed: user: script: exit code 4\n")
 	r.gone("b-1")
 }
 
@@ -300,6 +307,27 @@ func TestTokenIsUsedAndNotInherited(t *testing.T) {
 	r.launchBuild("b-1", build("token"))
 	o := r.outcome("b-1", mesos.TASK_FINISHED)
 	require.Equal(t, []string{`token ""`}, said(r.log("b-1", o.LogSize)))
+}
+
+func TestExecutorOverTLS(t *testing.T) {
+	source := httptest.NewTLSServer(nil)
+	source.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: source.Certificate().Raw}), 0o600))
+	pool := x509.NewCertPool()
+	pool.AddCert(source.Certificate())
+	cfg := testmesos.Config{
+		TLS:                 &tls.Config{Certificates: source.TLS.Certificates},
+		ExecutorSecret:      []byte("key of the agent"),
+		ExecutorEnvironment: map[string]string{"LIBPROCESS_SSL_ENABLED": "1", "LIBPROCESS_SSL_CA_FILE": ca, "LIBPROCESS_SSL_VERIFY_SERVER_CERT": "1"},
+	}
+	r := newRigOver(t, cfg, true, &tls.Config{RootCAs: pool})
+	r.launchBuild("b-1", build("say 100\ntoken"))
+	o := r.outcome("b-1", mesos.TASK_FINISHED)
+	lines := said(r.log("b-1", o.LogSize))
+	require.Len(t, lines, 101)
+	require.Equal(t, `token ""`, lines[100])
+	r.gone("b-1")
 }
 
 func TestWrongTokenEndsTheExecutor(t *testing.T) {

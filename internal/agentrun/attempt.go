@@ -34,7 +34,6 @@ func (a *attempt) run(ctx context.Context) *wire.Outcome {
 	switch {
 	case err != nil:
 		outcome = failure(ctx, err)
-		a.info(ctx, "failed: %s", outcome.Failure.Message)
 	default:
 		outcome.Digest, outcome.Refs, outcome.Engine = res.Digest, res.Refs, res.Engine
 		for _, ref := range res.Refs {
@@ -124,7 +123,7 @@ func (a *attempt) bundler(ctx context.Context) (portainer.ContextBundler, func()
 		if err != nil {
 			return err // the engine's own: it reads no more
 		}
-		a.info(ctx, "build context of %d bytes, staged as %d, read in %v", n, c.Size, time.Since(began).Round(time.Millisecond))
+		a.info(ctx, "build context of %d bytes read in %v", n, time.Since(began).Round(time.Millisecond))
 		return nil
 	}
 	closeBucket := func() {

@@ -145,6 +145,10 @@ func (x *executor) run(ctx context.Context, task execapi.Task) {
 		// Killed means that nothing of it runs any more.
 		x.leave(a.close(x.closeTime()))
 	}
+	if outcome.Failure != nil {
+		// The framework says it in its own words.
+		log.console.event(portainer.Event{Kind: portainer.EventInfo, Text: "failed: " + summary(outcome)})
+	}
 	outcome.LogSize = log.close()
 	x.conclude(task.ID, outcome)
 	x.leave(a.close(x.closeTime()))

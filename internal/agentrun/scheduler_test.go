@@ -2,6 +2,7 @@ package agentrun_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"os"
 	"strings"
@@ -40,6 +41,12 @@ type rig struct {
 
 func newRig(t *testing.T, cfg testmesos.Config, checkpoint bool) *rig {
 	t.Helper()
+	return newRigOver(t, cfg, checkpoint, nil)
+}
+
+// newRigOver is newRig with a scheduler that speaks TLS.
+func newRigOver(t *testing.T, cfg testmesos.Config, checkpoint bool, client *tls.Config) *rig {
+	t.Helper()
 	if cfg.Agents == nil {
 		cfg.Agents = []testmesos.AgentConfig{{}}
 	}
@@ -65,10 +72,10 @@ func newRig(t *testing.T, cfg testmesos.Config, checkpoint bool) *rig {
 				{Type: mesos.FrameworkInfo_Capability_RESERVATION_REFINEMENT},
 			},
 		},
-		TLS: cfg.TLS,
+		TLS: client,
 	})
 	require.NoError(t, err)
-	r.files = schedapi.NewFiles(schedapi.FilesConfig{TLS: cfg.TLS})
+	r.files = schedapi.NewFiles(schedapi.FilesConfig{TLS: client})
 	t.Cleanup(r.files.Close)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
