@@ -1,0 +1,151 @@
+package storagetest_test
+
+import (
+	"net"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A relay passes connections on to a server, until told otherwise. Its address stays
+// when the server behind it dies and comes back elsewhere.
+type relay struct {
+	listener net.Listener
+	wg       sync.WaitGroup
+
+	mu              sync.Mutex
+	network, target string
+	conns           map[net.Conn]bool
+	alarms          [2]alarm
+	closed          bool
+}
+
+// Directions of a relay.
+const (
+	up   = 0 // to the server
+	down = 1 // to the client
+)
+
+// An alarm calls a function, once, when so many bytes more have passed.
+type alarm struct {
+	left int64
+	ring func()
+}
+
+func newRelay(t testing.TB) *relay {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	r := &relay{listener: l, conns: map[net.Conn]bool{}}
+	r.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			r.wg.Go(func() { r.serve(c) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		r.mu.Lock()
+		r.closed = true
+		r.mu.Unlock()
+		r.cut()
+		r.wg.Wait()
+	})
+	return r
+}
+
+func (r *relay) addr() string { return r.listener.Addr().String() }
+
+// to makes a server the one that new connections lead to.
+func (r *relay) to(network, target string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.network, r.target = network, target
+}
+
+// cut breaks all connections.
+func (r *relay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			tcp.SetLinger(0) // a reset, not an end
+		}
+		c.Close()
+	}
+}
+
+// after has ring called when so many bytes more have passed in a direction.
+func (r *relay) after(direction int, n int64, ring func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.alarms[direction] = alarm{n, ring}
+}
+
+// passed counts bytes.
+func (r *relay) passed(direction int, n int) {
+	r.mu.Lock()
+	a := &r.alarms[direction]
+	a.left -= int64(n)
+	ring := a.ring
+	if a.left > 0 || ring == nil {
+		r.mu.Unlock()
+		return
+	}
+	a.ring = nil
+	r.mu.Unlock()
+	ring()
+}
+
+// add remembers connections to be cut, and returns false if it is too late.
+func (r *relay) add(conns ...net.Conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range conns {
+		r.conns[c] = true
+	}
+	return !r.closed
+}
+
+func (r *relay) serve(client net.Conn) {
+	defer client.Close()
+	r.mu.Lock()
+	network, target := r.network, r.target
+	r.mu.Unlock()
+	server, err := net.Dial(network, target)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	ok := r.add(client, server)
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.conns, client)
+		delete(r.conns, server)
+	}()
+	if !ok {
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { r.copy(up, server, client) })
+	wg.Go(func() { r.copy(down, client, server) })
+	wg.Wait()
+}
+
+func (r *relay) copy(direction int, to, from net.Conn) {
+	// Either end that goes takes the other with it.
+	defer to.Close()
+	defer from.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		r.passed(direction, n)
+		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
+			return
+		}
+	}
+}
