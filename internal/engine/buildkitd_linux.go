@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -65,6 +67,11 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 		return nil, err
 	}
 	config := filepath.Join(h.run, "buildkitd.toml")
+	for i, r := range slices.Sorted(maps.Keys(cfg.CAs)) {
+		if err := os.WriteFile(caFile(h, i), cfg.CAs[r], 0o600); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.WriteFile(config, []byte(buildkitdConfig(cfg, h, wrapper)), 0o600); err != nil {
 		return nil, err
 	}
@@ -118,8 +125,17 @@ func buildkitdConfig(cfg Config, h *home, runtime string) string {
 	for _, r := range cfg.Insecure {
 		line("[registry.%s]\n  http = true\n  insecure = true", strconv.Quote(r))
 	}
+	for i, r := range slices.Sorted(maps.Keys(cfg.CAs)) {
+		if !slices.Contains(cfg.Insecure, r) {
+			// Not plain HTTP, which is what buildkitd speaks on this machine.
+			line("[registry.%s]\n  http = false\n  ca = [%q]", strconv.Quote(r), caFile(h, i))
+		}
+	}
 	return b.String()
 }
+
+// caFile is where the certificates for the i-th registry are.
+func caFile(h *home, i int) string { return filepath.Join(h.run, fmt.Sprintf("ca-%d.pem", i)) }
 
 // shellQuote makes one word of s for sh.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

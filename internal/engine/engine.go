@@ -43,6 +43,11 @@ type Config struct {
 	// Insecure names registries, as host:port, that are spoken to over plain
 	// HTTP or with a certificate that is not verified.
 	Insecure []string
+	// CAs are certificates, as PEM, that may vouch for a registry, by its
+	// host:port, beside those that the system trusts. A given Docker daemon
+	// trusts what it is configured to trust. A dockerd of our own cannot keep
+	// registries apart: it trusts each for all.
+	CAs map[string][]byte
 
 	// Auth tells credentials for registries. nil means that there are none.
 	Auth AuthFunc
