@@ -17,7 +17,9 @@ func TestEveryFlagIsDocumented(t *testing.T) {
 	root := newRoot(invocation{})
 	var walk func(*cobra.Command)
 	walk = func(cmd *cobra.Command) {
-		check := func(f *pflag.Flag) { require.Contains(t, string(text), "`--"+f.Name+"`", "flag of %s", cmd.CommandPath()) }
+		check := func(f *pflag.Flag) {
+			require.Contains(t, string(text), "`--"+f.Name+"`", "flag of %s", cmd.CommandPath())
+		}
 		cmd.LocalFlags().VisitAll(check)
 		for _, sub := range cmd.Commands() {
 			walk(sub)

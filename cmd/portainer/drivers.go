@@ -5,4 +5,6 @@ package main
 import (
 	_ "gocloud.dev/blob/fileblob"
 	_ "gocloud.dev/blob/s3blob"
+
+	_ "github.com/org/portainer/internal/hdfsblob"
 )
