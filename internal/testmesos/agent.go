@@ -849,6 +849,7 @@ func (a *Agent) commandExecutor(f *agentFramework, t *mesos.TaskInfo) *mesos.Exe
 		ExecutorID:  mesos.ExecutorID{Value: t.TaskID.Value},
 		FrameworkID: &mesos.FrameworkID{Value: f.id},
 		Command:     t.Command,
+		Container:   t.Container,
 		Name:        ptr(fmt.Sprintf("Command Executor (Task: %s) (Command: sh -c '%s')", t.TaskID.Value, short)),
 		Source:      ptr(t.TaskID.Value),
 	}

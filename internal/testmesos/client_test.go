@@ -290,6 +290,28 @@ func (f *framework) offerOf(agent string) mesos.Offer {
 	}
 }
 
+// wholeOffer waits for an offer of an agent on which nothing runs.
+func (f *framework) wholeOffer() mesos.Offer {
+	f.t.Helper()
+	for {
+		o := f.offer()
+		for _, r := range o.Resources {
+			if r.Name == "cpus" && r.Scalar.Value == 4 {
+				return o
+			}
+		}
+		f.decline(o, 0)
+	}
+}
+
+// decline declines an offer for so many seconds.
+func (f *framework) decline(o mesos.Offer, seconds float64) {
+	f.t.Helper()
+	f.call(&scheduler.Call{Type: scheduler.Call_DECLINE, Decline: &scheduler.Call_Decline{
+		OfferIDs: []mesos.OfferID{o.ID}, Filters: &mesos.Filters{RefuseSeconds: &seconds},
+	}})
+}
+
 func scalar(name string, v float64) mesos.Resource {
 	return mesos.Resource{Name: name, Type: ptr(mesos.SCALAR), Scalar: &mesos.Value_Scalar{Value: v}}
 }

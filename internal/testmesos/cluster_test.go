@@ -216,9 +216,7 @@ func TestFairShare(t *testing.T) {
 	b := subscribed(t, c, roles("b"))
 	b.none(scheduler.Event_OFFERS, 100*time.Millisecond)
 	// Nothing keeps a from getting this again, but b has less.
-	a.call(&scheduler.Call{Type: scheduler.Call_DECLINE, Decline: &scheduler.Call_Decline{
-		OfferIDs: []mesos.OfferID{free.ID}, Filters: &mesos.Filters{RefuseSeconds: ptr(0.0)},
-	}})
+	a.decline(free, 0)
 	require.Equal(t, free.AgentID, b.offer().AgentID)
 }
 

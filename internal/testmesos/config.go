@@ -65,6 +65,11 @@ type AgentConfig struct {
 	Resources string
 	// Attributes are as in the flag --attributes, such as "rack:a;os:linux".
 	Attributes string
+	// Docker is the path of a docker client. If set, executors whose
+	// ContainerInfo is of type DOCKER run through it; without it nobody takes
+	// them. DockerSocket is the daemon's, "/var/run/docker.sock" by default.
+	Docker       string
+	DockerSocket string
 	// Simulate, if set, stands for the executors of this agent: there are no
 	// processes and no sandboxes. It is called for each task after TASK_RUNNING
 	// was reported, in a goroutine of its own, and what it returns becomes the
@@ -101,6 +106,7 @@ func (c Config) withDefaults() Config {
 	for i, a := range c.Agents {
 		a.Hostname = cmp.Or(a.Hostname, "127.0.0.1")
 		a.Addr = cmp.Or(a.Addr, "127.0.0.1:0")
+		a.DockerSocket = cmp.Or(a.DockerSocket, "/var/run/docker.sock")
 		a.Resources = cmp.Or(a.Resources, defaultResources)
 		agents[i] = a
 	}

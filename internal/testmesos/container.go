@@ -24,6 +24,7 @@ type container struct {
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
+	stop   func() // ends the process if SIGKILL is not the way
 	killed bool
 	exited bool
 }
@@ -42,11 +43,36 @@ func (p *container) pid() int {
 func (p *container) kill() {
 	p.cancel()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.killed = true
+	stop := p.stop
+	p.mu.Unlock()
+	if stop != nil {
+		stop()
+		return
+	}
+	p.killProcess()
+}
+
+// killProcess sends SIGKILL to everything in the container.
+func (p *container) killProcess() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.cmd != nil && p.cmd.Process != nil && !p.exited {
 		killContainer(p.cmd.Process.Pid)
 	}
+}
+
+// setStop replaces SIGKILL.
+func (p *container) setStop(stop func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stop = stop
+}
+
+func (p *container) wasKilled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.killed
 }
 
 // signal sends a signal to the process group, if it still runs.
@@ -99,6 +125,14 @@ func (a *Agent) startContainer(x *agentExecutor) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &container{cancel: cancel, destroyed: ctx.Done(), done: make(chan struct{})}
 	x.proc = p
+	var docker *dockerRun
+	refusal := a.unsupported(x)
+	if c := x.info.Container; refusal == nil && c != nil && c.GetType() == mesos.ContainerInfo_DOCKER {
+		var err error
+		if docker, err = a.dockerRun(x); err != nil {
+			refusal = &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED, "Failed to launch container: " + err.Error()}
+		}
+	}
 	env := a.environment(x)
 	command, dir, checkpointed := x.info.Command, x.dir, x.framework.info.GetCheckpoint()
 	a.log.Info("executor starts", "framework", x.framework.id, "executor", x.id, "container", x.container, "checkpoint", checkpointed)
@@ -110,6 +144,10 @@ func (a *Agent) startContainer(x *agentExecutor) {
 		}
 		launchFailed := func(err error) {
 			end(256, &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED, "Failed to launch container: " + err.Error()})
+		}
+		if refusal != nil {
+			end(-1, refusal)
+			return
 		}
 		stdout, stderr, err := outputFiles(dir)
 		if err != nil {
@@ -124,6 +162,15 @@ func (a *Agent) startContainer(x *agentExecutor) {
 				return
 			}
 			launchFailed(err)
+			return
+		}
+		if docker != nil {
+			switch err := a.runDocker(ctx, x, p, docker, stdout, stderr, end); {
+			case err != nil && p.wasKilled():
+				end(9, nil)
+			case err != nil:
+				launchFailed(err)
+			}
 			return
 		}
 		if x.command {
@@ -161,9 +208,25 @@ func outputFiles(dir string) (stdout, stderr *os.File, err error) {
 // src/slave/containerizer/mesos/launch.cpp).
 const launcherPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment makes the environment of an executor (mesos
-// src/slave/slave.cpp, executorEnvironment): it inherits nothing.
+// environment makes the environment of an executor: it inherits nothing, and
+// CommandInfo wins over what the agent sets.
 func (a *Agent) environment(x *agentExecutor) []string {
+	env := a.agentVariables(x)
+	env["MESOS_SANDBOX"] = x.dir
+	for _, v := range x.info.Command.GetEnvironment().GetVariables() {
+		if v.Value != nil {
+			env[v.Name] = *v.Value
+		}
+	}
+	if _, ok := env["PATH"]; !ok {
+		env["PATH"] = launcherPath
+	}
+	return environmentList(env)
+}
+
+// agentVariables are those that the agent sets for every executor (mesos
+// src/slave/slave.cpp, executorEnvironment).
+func (a *Agent) agentVariables(x *agentExecutor) map[string]string {
 	env := map[string]string{"LIBPROCESS_IP": a.server.address.ip}
 	for k, v := range a.c.cfg.ExecutorEnvironment {
 		env[k] = v
@@ -186,15 +249,10 @@ func (a *Agent) environment(x *agentExecutor) []string {
 	if key := a.c.cfg.ExecutorSecret; len(key) > 0 {
 		env["MESOS_EXECUTOR_AUTHENTICATION_TOKEN"] = executorToken(key, x.framework.id, x.id, x.container)
 	}
-	env["MESOS_SANDBOX"] = x.dir
-	for _, v := range x.info.Command.GetEnvironment().GetVariables() {
-		if v.Value != nil {
-			env[v.Name] = *v.Value
-		}
-	}
-	if _, ok := env["PATH"]; !ok {
-		env["PATH"] = launcherPath
-	}
+	return env
+}
+
+func environmentList(env map[string]string) []string {
 	list := make([]string, 0, len(env))
 	for k, v := range env {
 		list = append(list, k+"="+v)

@@ -25,6 +25,12 @@ func waitStatus(state *os.ProcessState) int32 {
 	return -1
 }
 
+// exitCode returns the exit code of a status, false if it was a signal.
+func exitCode(status int32) (int, bool) {
+	ws := syscall.WaitStatus(status)
+	return ws.ExitStatus(), ws.Exited()
+}
+
 // exitText describes the end of a command as Mesos's command executor does,
 // and tells whether it succeeded.
 func exitText(status int32) (text string, ok bool) {

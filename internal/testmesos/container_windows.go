@@ -22,6 +22,8 @@ func signalGroup(pid int, _ os.Signal) { killContainer(pid) }
 
 func waitStatus(state *os.ProcessState) int32 { return int32(state.ExitCode()) << 8 }
 
+func exitCode(status int32) (int, bool) { return int(status >> 8), true }
+
 func exitText(status int32) (text string, ok bool) {
 	code := int(status >> 8)
 	return "Command exited with status " + itoa(code), code == 0
