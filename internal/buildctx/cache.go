@@ -34,14 +34,15 @@ type statCache struct {
 
 type record struct {
 	size, mtime, ctime int64
-	what               []byte
+	plain              bool   // it has no extended attributes
+	what               []byte // of its content; nil if nothing
 }
 
 // grain is how coarse the times of a file system may be: FAT's is 2 s.
 const grain = 2500 * time.Millisecond
 
 // cacheMagic begins a cache file; another format has another name.
-const cacheMagic = "portainer stat cache 1\n"
+const cacheMagic = "portainer stat cache 2\n"
 
 // openStatCache reads the cache for the tree at root. A cache that cannot be read
 // is an empty one.
@@ -58,31 +59,45 @@ func openStatCache(dir, root string, now time.Time) *statCache {
 	return c
 }
 
-// get returns what is known of a file.
-func (c *statCache) get(fi fs.FileInfo) []byte {
+// get returns what is known of a file: that it has no extended attributes, and what
+// put was told of its content.
+func (c *statCache) get(fi fs.FileInfo) (plain bool, what []byte) {
 	ino, r, ok := recordOf(fi)
 	if !ok {
-		return nil
+		return false, nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k, ok := c.known[ino]
 	if !ok || k.size != r.size || k.mtime != r.mtime || k.ctime != r.ctime {
-		return nil
+		return false, nil
 	}
 	c.seen[ino] = k
-	return k.what
+	return k.plain, k.what
 }
 
-// put notes something about a file that was looked at after the cache was opened.
+// put notes something about the content of a file that was looked at after the
+// cache was opened.
 func (c *statCache) put(fi fs.FileInfo, what []byte) {
+	c.note(fi, func(r *record) { r.what = what })
+}
+
+// putPlain notes that a file has no extended attributes.
+func (c *statCache) putPlain(fi fs.FileInfo) {
+	c.note(fi, func(r *record) { r.plain = true })
+}
+
+func (c *statCache) note(fi fs.FileInfo, change func(*record)) {
 	ino, r, ok := recordOf(fi)
 	if !ok || time.Unix(0, r.ctime).After(c.began.Add(-grain)) {
 		return
 	}
-	r.what = what
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if was, ok := c.seen[ino]; ok && was.size == r.size && was.mtime == r.mtime && was.ctime == r.ctime {
+		r = was
+	}
+	change(&r)
 	c.seen[ino] = r
 	c.news = true
 }
@@ -134,6 +149,11 @@ func encodeCache(records map[uint64]record) []byte {
 		b = binary.AppendVarint(b, r.size)
 		b = binary.AppendVarint(b, r.mtime)
 		b = binary.AppendVarint(b, r.ctime)
+		plain := byte(0)
+		if r.plain {
+			plain = 1
+		}
+		b = append(b, plain)
 		b = binary.AppendUvarint(b, uint64(len(r.what)))
 		b = append(b, r.what...)
 	}
@@ -158,12 +178,16 @@ func decodeCache(data []byte) map[uint64]record {
 		rec.size, _ = binary.ReadVarint(r)
 		rec.mtime, _ = binary.ReadVarint(r)
 		rec.ctime, _ = binary.ReadVarint(r)
+		plain, _ := r.ReadByte()
+		rec.plain = plain == 1
 		n, err := binary.ReadUvarint(r)
 		if err != nil || n > uint64(r.Len()) {
 			return nil
 		}
-		rec.what = make([]byte, n)
-		r.Read(rec.what) // n bytes are there
+		if n > 0 {
+			rec.what = make([]byte, n)
+			_, _ = r.Read(rec.what) // n bytes are there
+		}
 		records[ino] = rec
 	}
 	return records

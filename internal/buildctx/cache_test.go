@@ -16,6 +16,12 @@ func lstat(t *testing.T, name string) os.FileInfo {
 	return fi
 }
 
+// what returns what the cache knows of a file's content.
+func what(c *statCache, fi os.FileInfo) []byte {
+	_, b := c.get(fi)
+	return b
+}
+
 func TestStatCache(t *testing.T) {
 	dir, root := t.TempDir(), t.TempDir()
 	a, b := filepath.Join(root, "a"), filepath.Join(root, "b")
@@ -24,29 +30,33 @@ func TestStatCache(t *testing.T) {
 	later := time.Now().Add(time.Minute)
 
 	c := openStatCache(dir, root, later)
-	require.Nil(t, c.get(lstat(t, a)))
+	require.Nil(t, what(c, lstat(t, a)))
 	c.put(lstat(t, a), []byte("A"))
-	c.put(lstat(t, b), nil)
+	c.putPlain(lstat(t, b))
 	require.NoError(t, c.save())
 
 	c = openStatCache(dir, root, later)
-	require.Equal(t, []byte("A"), c.get(lstat(t, a)))
-	require.Empty(t, c.get(lstat(t, b)))
-	require.Nil(t, openStatCache(dir, dir, later).get(lstat(t, a)), "another tree has another cache")
+	require.Equal(t, []byte("A"), what(c, lstat(t, a)))
+	plain, got := c.get(lstat(t, b))
+	require.True(t, plain)
+	require.Nil(t, got)
+	plain, _ = c.get(lstat(t, a))
+	require.False(t, plain)
+	require.Nil(t, what(openStatCache(dir, dir, later), lstat(t, a)), "another tree has another cache")
 
 	// The same size and the same modification time do not deceive it.
 	was := lstat(t, a)
 	require.NoError(t, os.WriteFile(a, []byte("ONE"), 0o644))
 	require.NoError(t, os.Chtimes(a, was.ModTime(), was.ModTime()))
 	require.Equal(t, was.ModTime(), lstat(t, a).ModTime())
-	require.Nil(t, c.get(lstat(t, a)))
+	require.Nil(t, what(c, lstat(t, a)))
 
 	// What was not seen again is forgotten.
-	require.NotNil(t, openStatCache(dir, root, later).get(was))
+	require.NotNil(t, what(openStatCache(dir, root, later), was))
 	c = openStatCache(dir, root, later)
 	c.get(lstat(t, b))
 	require.NoError(t, c.save())
-	require.Nil(t, openStatCache(dir, root, later).get(was))
+	require.Nil(t, what(openStatCache(dir, root, later), was))
 }
 
 // A file that changed just before it was read may change again without a trace.
@@ -64,7 +74,7 @@ func TestStatCacheDistrustsFreshFiles(t *testing.T) {
 		c := openStatCache(dir, root, changed.Add(tt.after))
 		c.put(fi, []byte("A"))
 		require.NoError(t, c.save())
-		require.Equal(t, tt.keeps, openStatCache(dir, root, changed).get(fi) != nil, "%v after the change", tt.after)
+		require.Equal(t, tt.keeps, what(openStatCache(dir, root, changed), fi) != nil, "%v after the change", tt.after)
 		require.NoError(t, os.RemoveAll(dir))
 	}
 }
@@ -83,17 +93,17 @@ func TestStatCacheIgnoresDamage(t *testing.T) {
 		bad := append([]byte(nil), good...)
 		bad[i] ^= 1
 		require.NoError(t, os.WriteFile(c.file, bad, 0o600))
-		require.Nil(t, openStatCache(dir, root, later).get(lstat(t, a)), "bit in byte %d", i)
+		require.Nil(t, what(openStatCache(dir, root, later), lstat(t, a)), "bit in byte %d", i)
 		require.NoError(t, os.WriteFile(c.file, good[:i], 0o600))
-		require.Nil(t, openStatCache(dir, root, later).get(lstat(t, a)), "%d bytes", i)
+		require.Nil(t, what(openStatCache(dir, root, later), lstat(t, a)), "%d bytes", i)
 	}
 	require.NoError(t, os.RemoveAll(dir))
-	require.Nil(t, openStatCache(dir, root, later).get(lstat(t, a)))
+	require.Nil(t, what(openStatCache(dir, root, later), lstat(t, a)))
 	require.NoError(t, c.save(), "the directory is made again")
 }
 
 func FuzzDecodeCache(f *testing.F) {
-	f.Add(encodeCache(map[uint64]record{1: {2, 3, 4, []byte("5")}, 6: {}}))
+	f.Add(encodeCache(map[uint64]record{1: {2, 3, 4, false, []byte("5")}, 6: {plain: true}}))
 	f.Add([]byte(cacheMagic))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		records := decodeCache(data)

@@ -8,7 +8,9 @@ import (
 
 // header returns the tar header of e. links remembers the first path of each file
 // with several names: the others become hard links to it.
-func header(e entry, links map[inode]string) (*tar.Header, error) {
+//
+// plain tells that e is known to have no extended attributes.
+func header(e entry, plain bool, links map[inode]string) (*tar.Header, error) {
 	mode := e.info.Mode()
 	h := &tar.Header{
 		Format:  tar.FormatPAX,
@@ -48,6 +50,9 @@ func header(e entry, links map[inode]string) (*tar.Header, error) {
 			}
 			links[id] = e.path
 		}
+	}
+	if plain {
+		return h, nil
 	}
 	attrs, err := xattrs(e.full)
 	if err != nil {

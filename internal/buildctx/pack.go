@@ -121,7 +121,7 @@ func (p *packer) add(e entry) error {
 	if p.ctx.Err() != nil {
 		return context.Cause(p.ctx)
 	}
-	h, err := header(e, p.links)
+	h, err := header(e, false, p.links)
 	if err != nil {
 		return err
 	}

@@ -51,13 +51,20 @@ func Scan(ctx context.Context, opt Options) (*Tree, error) {
 	links := map[inode]string{}
 	var size int64
 	walk := &walker{ctx: ctx, root: root, ignore: ignore, outside: opt.AllowOutside, grafts: opt.Grafts, visit: func(e entry) error {
-		h, err := header(e, links)
+		plain, known := false, []byte(nil)
+		if t.cache != nil {
+			plain, known = t.cache.get(e.info)
+		}
+		h, err := header(e, plain, links)
 		if err != nil {
 			return err
 		}
+		if t.cache != nil && !plain && h.Typeflag != tar.TypeLink && len(h.PAXRecords) == 0 {
+			t.cache.putPlain(e.info)
+		}
 		entry := Entry{Header: h, tree: t, e: e}
-		if h.Typeflag == tar.TypeReg && h.Size > 0 && t.cache != nil {
-			entry.Known = t.cache.get(e.info)
+		if h.Typeflag == tar.TypeReg && h.Size > 0 {
+			entry.Known = known
 		}
 		size += h.Size
 		t.Entries = append(t.Entries, entry)

@@ -40,29 +40,75 @@ func (t Tree) recipe(ctx context.Context) (*recipe, error) {
 	if err := t.learn(ctx); err != nil {
 		return nil, err
 	}
+	spans, err := t.format()
+	if err != nil {
+		return nil, err
+	}
 	build := newBuilder()
-	skeleton := &appender{&build.r.skeleton}
-	tw := tar.NewWriter(skeleton)
-	for i, e := range t {
-		if err := CheckHeader(e.Header); err != nil {
-			return nil, err
+	total := len(endMarks)
+	for _, sp := range spans {
+		total += len(sp.skeleton)
+	}
+	build.r.skeleton = make([]byte, 0, total)
+	for _, sp := range spans {
+		done := 0
+		for k, i := range sp.contents {
+			build.r.skeleton = append(build.r.skeleton, sp.skeleton[done:sp.ends[k]]...)
+			done = sp.ends[k]
+			build.content(t[i].Chunks)
 		}
-		h := *e.Header
+		build.r.skeleton = append(build.r.skeleton, sp.skeleton[done:]...)
+	}
+	build.r.skeleton = append(build.r.skeleton, endMarks[:]...)
+	return build.finish(), nil
+}
+
+// A span is the skeleton of some neighbouring entries.
+type span struct {
+	skeleton []byte
+	contents []int // the entries with content, and
+	ends     []int // where in the skeleton it comes
+}
+
+// format writes the headers of the entries, in several spans at a time.
+func (t Tree) format() ([]span, error) {
+	spans := make([]span, min(len(t), runtime.GOMAXPROCS(0)))
+	var g errgroup.Group
+	for k := range spans {
+		g.Go(func() error {
+			from, to := k*len(t)/len(spans), (k+1)*len(t)/len(spans)
+			return t.formatSpan(&spans[k], from, to)
+		})
+	}
+	return spans, g.Wait()
+}
+
+// headerSize is what the header of an ordinary file takes: one for its time, which
+// has no place in the old header, and the old one.
+const headerSize = 1536
+
+func (t Tree) formatSpan(sp *span, from, to int) error {
+	sp.skeleton = make([]byte, 0, (to-from)*(headerSize+256))
+	out := &appender{&sp.skeleton}
+	tw := tar.NewWriter(out)
+	for i := from; i < to; i++ {
+		h := *t[i].Header
+		if err := CheckHeader(&h); err != nil {
+			return err
+		}
 		if err := tw.WriteHeader(&h); err != nil {
-			return nil, fmt.Errorf("context entry %q: %w", e.Header.Name, err)
+			return fmt.Errorf("context entry %q: %w", h.Name, err)
 		}
 		if h.Typeflag != tar.TypeReg || h.Size == 0 {
 			continue
 		}
-		build.content(t[i].Chunks)
-		// The writer believes in the content; padding is ours.
-		tw = tar.NewWriter(skeleton)
-		if pad := -h.Size & 511; pad > 0 {
-			build.r.skeleton = append(build.r.skeleton, endMarks[:pad]...)
-		}
+		sp.contents, sp.ends = append(sp.contents, i), append(sp.ends, len(sp.skeleton))
+		// A writer waits for the content, which does not come: the next entry gets
+		// another one, and the padding is ours.
+		tw = tar.NewWriter(out)
+		sp.skeleton = append(sp.skeleton, endMarks[:-h.Size&511]...)
 	}
-	build.r.skeleton = append(build.r.skeleton, endMarks[:]...)
-	return build.finish(), nil
+	return nil
 }
 
 // learn reads the files whose chunks are not known, several at a time.
