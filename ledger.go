@@ -48,6 +48,7 @@ type policy struct {
 	buildTimeout    time.Duration // 0 means none
 	launchTimeout   time.Duration
 	unreachableWait time.Duration
+	pushLease       time.Duration
 	avoidFor        time.Duration
 	explainEvery    time.Duration
 }
@@ -112,9 +113,17 @@ type build struct {
 	avoid     map[AgentID]time.Time // until when
 	current   *attempt              // nil while waiting
 	live      []*attempt            // those in ledger.tasks, oldest first
+	lease     lease                 // who may push
 	done      bool
 	result    *Result     // when done, this
 	failure   *BuildError // or that
+}
+
+// A lease is the right of one attempt to write the tags of its build. It ends by
+// itself, so that an attempt that nobody can reach loses it too.
+type lease struct {
+	Attempt int       `json:"attempt"`
+	Until   time.Time `json:"until"`
 }
 
 // An attempt is one launch of a build.
@@ -130,6 +139,7 @@ type attempt struct {
 	heard     bool // an update came
 	running   bool
 	abandoned bool // its build no longer waits for it: it is to be killed
+	withheld  bool // it was told that another attempt may still push
 
 	unreachable   time.Time // since when; zero if it is reachable
 	ended         time.Time // when the master said it has ended, though the update itself has not come
@@ -174,6 +184,12 @@ type (
 	// actReconcile asks for the state of tasks; for all of them if tasks is nil.
 	actReconcile   struct{ tasks map[string]AgentID }
 	actAcknowledge struct{ update update }
+	// actGrant answers an executor that may push.
+	actGrant struct {
+		task  string
+		agent AgentID
+		grant wire.PushGrant
+	}
 	// actSave makes the present state of a build durable.
 	actSave struct{ build *build }
 	// actForget says that the ledger has done with a build.
@@ -255,7 +271,7 @@ func (l *ledger) restore(now time.Time, records []record) {
 				constraints: r.Constraints, maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, task: r.Task,
 			},
 			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, oomRaised: r.OOMRaised,
-			rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,
+			lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,
 		}
 		if r.Failure != nil {
 			b.failure = r.buildError()
@@ -547,6 +563,28 @@ func (l *ledger) update(now time.Time, u update) {
 	l.settle(now)
 }
 
+// asked is called when the executor of a task asks whether it may push. Only the
+// attempt that its build waits for may, and only when no other can still do so.
+func (l *ledger) asked(now time.Time, task string, ask wire.PushAsk) {
+	at := l.tasks[task]
+	if at == nil || at.abandoned {
+		return
+	}
+	b := at.build
+	if b.lease.Attempt != at.n && b.lease.Until.After(now) {
+		if !at.withheld {
+			at.withheld = true
+			l.notice(b, notice{event: infoEvent(now, at, fmt.Sprintf(
+				"attempt %d cannot be reached and may still push; waiting up to %v for its right to end",
+				b.lease.Attempt, b.lease.Until.Sub(now).Round(time.Second)))})
+		}
+		return
+	}
+	b.lease = lease{at.n, now.Add(l.policy.pushLease)}
+	l.do(actSave{b})
+	l.do(actGrant{task, at.agent, wire.PushGrant{Serial: ask.Serial, Lease: l.policy.pushLease}})
+}
+
 // terminal reports whether a task in this state never changes again.
 func terminal(state string) bool {
 	switch state {
@@ -616,6 +654,9 @@ func infoEvent(now time.Time, at *attempt, text string) Event {
 
 // end takes the terminal update of at.
 func (l *ledger) end(now time.Time, at *attempt, u update) {
+	if u.source != "SOURCE_MASTER" && u.source != "" && at.build.lease.Attempt == at.n {
+		at.build.lease = lease{} // it is known to be dead, not only out of sight
+	}
 	l.untrack(at)
 	if at.abandoned {
 		return

@@ -79,6 +79,7 @@ func (f *Framework) Run(ctx context.Context) error {
 			buildTimeout:    f.cfg.BuildTimeout,
 			launchTimeout:   f.cfg.LaunchTimeout,
 			unreachableWait: f.cfg.UnreachableTimeout,
+			pushLease:       f.cfg.PushLease,
 			avoidFor:        avoidFor,
 			explainEvery:    explainEvery,
 		}, f.cfg.Matcher, rand.Float64),
@@ -309,7 +310,7 @@ func (l *loop) handle(ev schedapi.Event) {
 		log.Debug("status update", "task", u.task, "state", u.state, "reason", u.reason, "message", u.message)
 		l.ledger.update(now, u)
 	case scheduler.Event_MESSAGE:
-		l.hint(ev.Message)
+		l.message(ev.Message)
 	case scheduler.Event_FAILURE:
 		log.Debug("failure", "agent", ev.Failure.GetAgentID().GetValue(), "executor", ev.Failure.GetExecutorID().GetValue())
 	case scheduler.Event_RESCIND, scheduler.Event_HEARTBEAT:
@@ -331,8 +332,13 @@ func (l *loop) adopt(id string) error {
 	return nil
 }
 
-// hint wakes whoever follows the log that an executor says has grown.
-func (l *loop) hint(m *scheduler.Event_Message) {
+// message takes what an executor says: that it wants to push, or that its log has
+// grown, of which whoever follows the log is told.
+func (l *loop) message(m *scheduler.Event_Message) {
+	if ask, err := wire.DecodePushAsk(m.Data); err == nil {
+		l.ledger.asked(time.Now(), m.ExecutorID.Value, ask)
+		return
+	}
 	at := l.ledger.tasks[m.ExecutorID.Value]
 	if at == nil {
 		return
@@ -391,6 +397,8 @@ func (l *loop) perform() error {
 			l.reconcile(a)
 		case actAcknowledge:
 			l.client.Send(calls.Acknowledge(string(a.update.agent), a.update.task, a.update.uuid))
+		case actGrant:
+			l.client.Send(calls.Message(string(a.agent), a.task, a.grant.Encode()))
 		case actNotice:
 			l.notify(a)
 		case actRelease:

@@ -39,6 +39,9 @@ type actor struct {
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
 
+	granted sync.Once
+	grant   chan struct{} // closed when it may push
+
 	mu   sync.Mutex
 	kill map[string]context.CancelFunc
 }
@@ -50,7 +53,7 @@ func actorMain() int {
 		return 2
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	a := &actor{client: execapi.New(cfg), ctx: ctx, stop: stop, kill: make(map[string]context.CancelFunc)}
+	a := &actor{client: execapi.New(cfg), ctx: ctx, stop: stop, kill: make(map[string]context.CancelFunc), grant: make(chan struct{})}
 	connected, hangUp := context.WithCancel(context.Background())
 	var reader sync.WaitGroup
 	reader.Go(func() {
@@ -86,7 +89,25 @@ func (a *actor) Kill(task string, _ time.Duration) {
 	}
 }
 
-func (a *actor) Message([]byte) {}
+func (a *actor) Message(data []byte) {
+	if grant, err := wire.DecodePushGrant(data); err == nil && grant.Lease > 0 {
+		a.granted.Do(func() { close(a.grant) })
+	}
+}
+
+// mayPush asks for the right to push until it is given.
+func (a *actor) mayPush(ctx context.Context) error {
+	for serial := 1; ; serial++ {
+		a.client.Message(wire.PushAsk{Serial: serial}.Encode())
+		select {
+		case <-a.grant:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
 
 func (a *actor) Shutdown() { a.stop() }
 
@@ -149,6 +170,10 @@ func (a *actor) act(ctx context.Context, info execapi.Task) {
 		outcome.Digest = "sha256:" + strings.Repeat("0", 64)
 		for _, tag := range task.Tags {
 			outcome.Refs = append(outcome.Refs, task.Registry+"/"+task.Repository+":"+tag+"@"+outcome.Digest)
+		}
+		if err := a.mayPush(ctx); err != nil {
+			a.update(info, execapi.Killed, nil)
+			return
 		}
 		push(task)
 	}

@@ -157,6 +157,11 @@ type Config struct {
 	// UnreachableTimeout is how long to wait for an agent that the master
 	// cannot reach before its builds start elsewhere. Zero means 10 minutes.
 	UnreachableTimeout time.Duration
+	// PushLease is how long an attempt may go on pushing without contact to the
+	// framework. If the master loses sight of it meanwhile, another attempt
+	// pushes only when it has ended, so that tags never mix two images. Zero
+	// means 10 minutes.
+	PushLease time.Duration
 	// ConnectTimeout bounds how long Run tries to reach a master for the first
 	// time. Zero means no bound: once connected, a Framework tries for ever
 	// anyway.
@@ -212,6 +217,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	cfg.MaxAttempts = cmp.Or(cfg.MaxAttempts, 3)
 	cfg.LaunchTimeout = cmp.Or(cfg.LaunchTimeout, 5*time.Minute)
 	cfg.UnreachableTimeout = cmp.Or(cfg.UnreachableTimeout, 10*time.Minute)
+	cfg.PushLease = cmp.Or(cfg.PushLease, 10*time.Minute)
 	cfg.ShutdownTimeout = cmp.Or(cfg.ShutdownTimeout, 30*time.Second)
 	if cfg.Bundler == nil {
 		cfg.Bundler = DirBundler{}
@@ -277,6 +283,7 @@ func (cfg *Config) validate() error {
 		{"BuildTimeout", float64(cfg.BuildTimeout)},
 		{"LaunchTimeout", float64(cfg.LaunchTimeout)},
 		{"UnreachableTimeout", float64(cfg.UnreachableTimeout)},
+		{"PushLease", float64(cfg.PushLease)},
 		{"ConnectTimeout", float64(cfg.ConnectTimeout)},
 		{"ShutdownTimeout", float64(cfg.ShutdownTimeout)},
 	} {

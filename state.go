@@ -52,6 +52,7 @@ type record struct {
 	Counted     int             `json:"counted"`
 	OOMRaised   bool            `json:"oom_raised,omitempty"`
 	Attempts    []attemptRecord `json:"attempts,omitempty"` // those not known to have ended
+	Lease       lease           `json:"lease"`
 	Done        bool            `json:"done,omitempty"`
 	Result      *Result         `json:"result,omitempty"`
 	Failure     *failureRecord  `json:"failure,omitempty"`
@@ -217,7 +218,7 @@ func (b *build) record() record {
 	r := record{
 		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB,
 		Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, OOMRaised: b.oomRaised,
-		Done: b.done, Result: b.result,
+		Lease: b.lease, Done: b.done, Result: b.result,
 	}
 	for _, at := range b.live {
 		r.Attempts = append(r.Attempts, attemptRecord{
