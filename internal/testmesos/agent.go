@@ -560,7 +560,12 @@ func (a *Agent) subscribeExecutor(x *agentExecutor, s sink, call *executor.Call_
 	x.state, x.sink = executorRunning, s
 	a.beat(x)
 	for i := range call.UnacknowledgedUpdates {
-		a.onStatus(x.framework.id, &call.UnacknowledgedUpdates[i].Status, x)
+		s := &call.UnacknowledgedUpdates[i].Status
+		if !validUUID(s.UUID) {
+			a.log.Warn("unacknowledged update ignored, it has no valid uuid", "executor", x.id, "task", s.TaskID.Value)
+			continue
+		}
+		a.onStatus(x.framework.id, s, x)
 	}
 	known := map[string]bool{}
 	for _, t := range call.UnacknowledgedTasks {
@@ -817,7 +822,11 @@ func (a *Agent) stopContainers(ctx context.Context) {
 		for _, f := range a.frameworks {
 			f.terminating = true
 			for _, x := range f.executors {
-				if x.proc == nil || x.state == executorTerminated {
+				if x.state == executorTerminated {
+					continue
+				}
+				if x.proc == nil {
+					a.destroy(x)
 					continue
 				}
 				procs = append(procs, x.proc)

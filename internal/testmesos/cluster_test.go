@@ -87,6 +87,19 @@ func TestCloseEndsEverything(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestCloseEndsSimulatedTasks(t *testing.T) {
+	cfg := fast(1)
+	cfg.Agents[0].Simulate = func(ctx context.Context, _ *mesos.TaskInfo) testmesos.Outcome {
+		<-ctx.Done()
+		return testmesos.Outcome{}
+	}
+	c, err := testmesos.Start(cfg)
+	require.NoError(t, err)
+	f := subscribed(t, c, nil)
+	f.launch("t1", "run")
+	require.NoError(t, c.Close())
+}
+
 func TestCloseKeepsAGivenWorkDir(t *testing.T) {
 	cfg := fast(1)
 	cfg.WorkDir = filepath.Join(t.TempDir(), "work")

@@ -29,14 +29,16 @@
 //
 // # What it does not
 //
-// There are no containers: no isolation, no limits on resources, no images, no
-// users (executors run as the user of this process). There is no authorization,
-// no quota and no weights. Of the operations in ACCEPT only LAUNCH and
-// LAUNCH_GROUP have an effect, and there is no executor of type DEFAULT. There
-// are no inverse offers, no checks and health checks, no resource providers,
-// and no garbage collection of sandboxes. The fetcher has no cache and no
-// Hadoop client. Masters do not find each other through ZooKeeper: a test says who
-// leads.
+// Executors run as processes of this user: no isolation, no limits on
+// resources, no other users, no images. Only an agent with a docker client
+// (AgentConfig.Docker) runs executors in containers; the command line is that of
+// Mesos. There is no authorization, no quota and no weights. Of the operations in
+// ACCEPT only LAUNCH and LAUNCH_GROUP have an effect, and there is no built-in
+// executor of type DEFAULT. There are no inverse offers, no checks and health
+// checks, no resource providers, and no garbage collection of sandboxes. The
+// fetcher has no cache and no Hadoop client. Masters do not find each other
+// through ZooKeeper: a test says who leads, and Master.Info is what it may write
+// there. Messages between masters and agents are calls inside this process.
 //
 // # Faults
 //
