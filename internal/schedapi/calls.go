@@ -97,13 +97,16 @@ func (c *Client) sendAll(run, ctx context.Context, sub *subscription) error {
 	}
 }
 
-func (c *Client) sendOne(ctx context.Context, sub *subscription, call queued) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.CallTimeout,
+func (c *Client) sendOne(during context.Context, sub *subscription, call queued) error {
+	ctx, cancel := context.WithTimeoutCause(during, c.cfg.CallTimeout,
 		fmt.Errorf("%s: no answer from master %s within %v: %w", call.kind, sub.base.Host, c.cfg.CallTimeout, context.DeadlineExceeded))
 	defer cancel()
 	resp, err := c.post(ctx, sub.base, sub.stream, call.body)
 	if err != nil {
-		if ctx.Err() != nil {
+		switch {
+		case during.Err() != nil:
+			return fmt.Errorf("%s: %w any more: no answer came before", call.kind, ErrNotSubscribed)
+		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		}
 		return fmt.Errorf("%s to master %s: %w", call.kind, sub.base.Host, withoutURL(err))

@@ -198,7 +198,8 @@ func (c *Client) Send(call *scheduler.Call) {
 }
 
 // Do sends a call like Send, in its turn, and waits until the master has answered
-// it. It returns ErrNotSubscribed if the call could not be sent.
+// it. It returns ErrNotSubscribed if the subscription there was, if any, ended before
+// that; the master may or may not have got the call then.
 func (c *Client) Do(ctx context.Context, call *scheduler.Call) error {
 	done := make(chan error, 1)
 	if err := c.enqueue(call, done); err != nil {

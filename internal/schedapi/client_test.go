@@ -579,6 +579,32 @@ func TestDoEndsWithItsContext(t *testing.T) {
 	})
 }
 
+func TestDoWhoseSubscriptionEnds(t *testing.T) {
+	m := &fakeMaster{}
+	m.script = func(n int, _ *scheduler.Call_Subscribe, s *stream) {
+		s.subscribed(15 * time.Minute)
+		if n == 1 {
+			time.Sleep(5 * time.Second)
+			return
+		}
+		s.stall()
+	}
+	m.answer = func(*scheduler.Call) (int, string) {
+		time.Sleep(10 * time.Second)
+		return 0, ""
+	}
+	inMemory(t, m, schedapi.Config{}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
+		stop := run(t, c, r.handle)
+		synctest.Wait()
+		began := time.Now()
+		err := c.Do(t.Context(), kill(1))
+		require.ErrorIs(t, err, schedapi.ErrNotSubscribed)
+		require.EqualError(t, err, "KILL: not subscribed any more: no answer came before")
+		require.Equal(t, 5*time.Second, time.Since(began))
+		require.ErrorIs(t, stop(), context.Canceled)
+	})
+}
+
 func TestTeardownEndsRun(t *testing.T) {
 	// The master ends the stream before it answers.
 	closed := make(chan struct{})

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/mesos/mesos-go/api/v1/lib/recordio"
+	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
 	"github.com/stretchr/testify/require"
 )
 
@@ -67,6 +68,29 @@ func FuzzReadRecord(f *testing.F) {
 			require.NoError(t, w.WriteFrame(record))
 		}
 		require.LessOrEqual(t, again.Len(), len(data))
+	})
+}
+
+func FuzzNextEvent(f *testing.F) {
+	event := scheduler.Event{Type: scheduler.Event_ERROR, Error: &scheduler.Event_Error{Message: "x"}}
+	data, err := event.Marshal()
+	require.NoError(f, err)
+	var stream bytes.Buffer
+	require.NoError(f, recordio.NewWriter(&stream).WriteFrame(data))
+	f.Add(stream.Bytes())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		br := bufio.NewReader(bytes.NewReader(data))
+		for {
+			event, err := nextEvent(br)
+			var bad *decodeError
+			if errors.As(err, &bad) {
+				continue
+			}
+			if err != nil {
+				return
+			}
+			require.NotNil(t, event)
+		}
 	})
 }
 
