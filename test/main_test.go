@@ -21,6 +21,7 @@ import (
 var (
 	root     string // of the repository
 	program  string // the built CLI
+	cache    string // its cache directory
 	registry string // host:port, with <registry>/busybox in it
 )
 
@@ -49,7 +50,7 @@ func runTests(m *testing.M) (code int, err error) {
 	if root, err = filepath.Abs(".."); err != nil {
 		return 0, err
 	}
-	program = filepath.Join(dir, "portainer")
+	program, cache = filepath.Join(dir, "portainer"), filepath.Join(dir, "cache")
 	if err := goTool(ctx, buildArgs(program, "./cmd/portainer")...); err != nil {
 		return 0, err
 	}

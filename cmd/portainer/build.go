@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -27,7 +26,7 @@ type buildCommand struct {
 	mem, disk      memFlag
 	constraints    []string
 
-	dir      string
+	options  optionFlags
 	target   string
 	args     []string
 	labels   []string
@@ -86,7 +85,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, ATTRIBUTE:OPERATOR[:VALUE], the operators being\n"+
 		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
 
-	f.StringVar(&b.dir, "context", "", "the directory of the build context (default: the one that holds the Dockerfile)")
+	b.content.addFlags(f)
 	f.StringVar(&b.target, "target", "", "the stage to build (default: the last)")
 	f.StringArrayVar(&b.args, "build-arg", nil, "a build argument, NAME=VALUE, or NAME for its value here; may be repeated")
 	f.StringArrayVar(&b.labels, "label", nil, "a label of the image, NAME=VALUE; may be repeated")
@@ -95,6 +94,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.BoolVar(&b.noCache, "no-cache", false, "build every step anew")
 	f.BoolVar(&b.pull, "pull", false, "ask the registry for base images even when the engine has them")
 
+	b.options.addFlags(f)
 	b.addFlags(f)
 	f.SetNormalizeFunc(normalizeFlag)
 	return cmd, b
@@ -145,6 +145,10 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	if err != nil {
 		return nil, err
 	}
+	options, err := b.options.options()
+	if err != nil {
+		return nil, err
+	}
 	var constraints []portainer.Constraint
 	for _, text := range b.constraints {
 		c, err := portainer.ParseConstraint(text)
@@ -157,15 +161,13 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	var problems []error
 	taken := map[string]string{} // image → file
 	for _, file := range files {
-		if info, err := os.Stat(file); err == nil && info.IsDir() {
-			file = filepath.Join(file, "Dockerfile")
-		}
+		file = dockerfilePath(file)
 		req, err := b.request(file)
 		if err != nil {
 			problems = append(problems, err)
 			continue
 		}
-		req.Args, req.Labels, req.Constraints = args, labels, constraints
+		req.Args, req.Labels, req.Constraints, req.Options = args, labels, constraints, options
 		name := req.Registry + "/" + req.Repository
 		if other, twice := taken[name]; twice {
 			problems = append(problems, usagef("%s and %s would both be pushed to %s: give them different repositories", other, file, name))
@@ -198,7 +200,7 @@ func (b *buildCommand) request(file string) (portainer.Request, error) {
 		Registry:   b.text("to", b.to, meta.Registry),
 		Repository: b.text("repository", b.repository, meta.Repository),
 		Tags:       slices.Clone(b.tags),
-		Dir:        b.dir,
+		Dir:        b.content.dir,
 		Dockerfile: file,
 		Source:     source,
 		From:       b.from,

@@ -28,6 +28,8 @@ type frameworkCommand struct {
 	queueTimeout   time.Duration
 	connectTimeout time.Duration
 
+	content contextFlags // for build alone: attach stages nothing
+
 	stream       bool
 	progress     string
 	metadataFile string
@@ -166,6 +168,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		BuildTimeout:    c.timeout,
 		QueueTimeout:    c.queueTimeout,
 		ConnectTimeout:  c.connectTimeout,
+		Bundler:         c.content.bundler(c.env),
 		Logs:            show,
 		Logger:          c.logger,
 	})

@@ -185,7 +185,7 @@ cluster or with staging, 130 interrupted.`,
 	f.StringVar(&g.dockerHost, "docker-host", "", "build with the Docker daemon at this address on each agent, such as unix:///var/run/docker.sock")
 	f.BoolVar(&g.verbose, "verbose", false, "log what the framework does")
 
-	root.AddCommand(newBuild(g), newAttach(g), newLocal(g), newVersion(g), newExecutor())
+	root.AddCommand(newBuild(g), newAttach(g), newLocal(g), newContext(g), newStaging(g), newVersion(g), newExecutor())
 	return root
 }
 

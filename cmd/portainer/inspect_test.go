@@ -1,0 +1,60 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"gocloud.dev/blob"
+
+	"github.com/org/portainer/internal/staging"
+)
+
+func TestContextLs(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"Dockerfile": "FROM scratch\n", ".dockerignore": "# nothing of these\n*.log\n", "big": string(make([]byte, 2048)), "x.log": "x",
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	got := portainerWith(t, nil, "context", "ls", dir)
+	require.Equal(t, exitOK, got.code, got.stderr)
+	require.Regexp(t, `^ +2KiB  big\n`, got.stdout, "the largest first")
+	require.Contains(t, got.stdout, "  Dockerfile\n")
+	require.NotContains(t, got.stdout, "x.log")
+	require.Regexp(t, `  in all\n$`, got.stdout)
+
+	got = portainerWith(t, nil, "context", "ls", "--why", filepath.Join(dir, "Dockerfile"))
+	require.Regexp(t, `(?m)^  left out  x\.log\t.*\.dockerignore:2: \*\.log$`, got.stdout)
+
+	got = portainerWith(t, nil, "context", "ls", filepath.Join(dir, "none"))
+	require.Equal(t, exitUsage, got.code)
+	require.Equal(t, exitUsage, portainerWith(t, nil, "context", "ls").code)
+}
+
+func TestStagingLsAndGC(t *testing.T) {
+	dir := t.TempDir()
+	url, err := stagingURL(dir)
+	require.NoError(t, err)
+	bucket, err := blob.OpenBucket(t.Context(), url)
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "executor")
+	require.NoError(t, os.WriteFile(file, []byte("an executor"), 0o755))
+	key, err := staging.New(bucket).PutFile(t.Context(), file)
+	require.NoError(t, err)
+	require.NoError(t, bucket.Close())
+
+	got := portainerWith(t, nil, "staging", "ls", "--staging-uri", dir)
+	require.Equal(t, exitOK, got.code, got.stderr)
+	require.Contains(t, got.stdout, key)
+	got = portainerWith(t, nil, "staging", "gc", "--staging-uri", dir)
+	require.Empty(t, got.stdout, "too young")
+	got = portainerWith(t, map[string]string{"PORTAINER_STAGING_URI": dir}, "staging", "gc", "--older-than", "0s")
+	require.Contains(t, got.stdout, key)
+	got = portainerWith(t, nil, "staging", "ls", "--staging-uri", dir)
+	require.Empty(t, got.stdout)
+
+	require.Equal(t, exitUsage, portainerWith(t, nil, "staging", "ls").code)
+	require.Equal(t, exitTrouble, portainerWith(t, nil, "staging", "ls", "--staging-uri", filepath.Join(file, "below")).code)
+}

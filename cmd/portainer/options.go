@@ -1,0 +1,65 @@
+package main
+
+import (
+	"github.com/docker/go-units"
+	"github.com/spf13/pflag"
+
+	"github.com/org/portainer"
+)
+
+// optionFlags are the flags behind portainer.Options.
+type optionFlags struct {
+	portainer.Options
+	buildContexts []string
+	annotations   []string
+	shmSize       sizeFlag
+}
+
+func (o *optionFlags) addFlags(f *pflag.FlagSet) {
+	f.StringSliceVar(&o.Platforms, "platform", nil, "what the image is for, such as linux/arm64; several make an index")
+	f.StringSliceVar(&o.NoCacheFilter, "no-cache-filter", nil, "a stage to build anew; may be repeated")
+	f.StringArrayVar(&o.CacheFrom, "cache-from", nil, "where cache comes from: an image, or type=registry,ref=…; may be repeated")
+	f.StringArrayVar(&o.CacheTo, "cache-to", nil, "where cache goes to, likewise")
+	f.StringArrayVar(&o.buildContexts, "build-context", nil, "a further context, NAME=docker-image://… or NAME=URL; may be repeated")
+	f.StringArrayVar(&o.annotations, "annotation", nil, "an annotation of the manifest, NAME=VALUE; may be repeated")
+	f.StringArrayVar(&o.Ulimits, "ulimit", nil, "a limit of processes in RUN, such as nofile=1024:2048; may be repeated")
+	f.Var(&o.shmSize, "shm-size", "the size of /dev/shm in RUN, in bytes or as 64m")
+	f.StringVar(&o.Compression, "compression", "", "of the layers: gzip, zstd, estargz or uncompressed (default gzip)")
+	f.IntVar(&o.CompressionLevel, "compression-level", 0, "the level of the compression (default: its own)")
+	f.StringVar(&o.SourceDateEpoch, "source-date-epoch", "", "seconds since 1970, in the place of every time in the image")
+	f.StringVar(&o.Provenance, "provenance", "", "attest how the image was built: min or max")
+	f.StringVar(&o.SBOM, "sbom", "", "attest what is in the image: the image that finds out, or default")
+	f.BoolVar(&o.Squash, "squash", false, "make one layer of all that the Dockerfile adds")
+}
+
+// options are what the flags say.
+func (o *optionFlags) options() (portainer.Options, error) {
+	out := o.Options
+	var err error
+	if out.BuildContexts, err = pairs("build-context", o.buildContexts); err != nil {
+		return out, err
+	}
+	if out.Annotations, err = pairs("annotation", o.annotations); err != nil {
+		return out, err
+	}
+	out.ShmSize = int64(o.shmSize)
+	return out, nil
+}
+
+// A sizeFlag is a number of bytes.
+type sizeFlag int64
+
+func (s *sizeFlag) Set(text string) error {
+	n, err := units.RAMInBytes(text)
+	*s = sizeFlag(n)
+	return err
+}
+
+func (s *sizeFlag) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return units.BytesSize(float64(*s))
+}
+
+func (s *sizeFlag) Type() string { return "size" }
