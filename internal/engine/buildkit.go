@@ -75,13 +75,19 @@ func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, e
 		}
 	}
 	exportOptions(j.req.Options, export.Attrs)
+	// It pushes as part of the build, so it must be allowed to before it begins.
+	ctx, release, err := j.cfg.permit(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	defer release()
 	var resp map[string]string
 	err = j.persist(ctx, func(again bool) (err error) {
 		resp, err = j.solve(ctx, b.c, j.req.Network, []bk.ExportEntry{export}, again)
 		return err
 	})
 	if err != nil {
-		return "", "", err
+		return "", "", unpermitted(ctx, err)
 	}
 	digest = resp["containerimage.digest"]
 	if digest == "" {

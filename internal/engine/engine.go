@@ -55,6 +55,11 @@ type Config struct {
 	// BuildKit.
 	Secrets SecretFunc
 
+	// Permit, if not nil, is called before the first tag of a build may be
+	// written, and waits until that is allowed. The push is broken off when the
+	// context that it returns is done; release is called after the push.
+	Permit PermitFunc
+
 	// Bundler writes the build context. nil means that builds have none: the
 	// engine gets the Dockerfile alone.
 	Bundler portainer.ContextBundler
@@ -67,6 +72,28 @@ type Config struct {
 
 	// CPUs, MemMB and DiskMB bound what the builds may use; 0 means no bound.
 	CPUs, MemMB, DiskMB float64
+}
+
+// A PermitFunc waits for the right to push. Its error, and the cause of the context
+// when the right is lost, are *portainer.BuildError.
+type PermitFunc func(ctx context.Context) (_ context.Context, release func(), err error)
+
+// permit waits for the right to push.
+func (cfg *Config) permit(ctx context.Context) (context.Context, func(), error) {
+	if cfg.Permit == nil {
+		return ctx, func() {}, nil
+	}
+	return cfg.Permit(ctx)
+}
+
+// unpermitted returns why the right to push was lost, if it was, instead of what a
+// push that was broken off for it says.
+func unpermitted(ctx context.Context, err error) error {
+	var why *portainer.BuildError
+	if ctx.Err() != nil && errors.As(context.Cause(ctx), &why) {
+		return why
+	}
+	return err
 }
 
 // An Engine is a portainer.Builder that builds here. Build may be called from

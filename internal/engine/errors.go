@@ -77,10 +77,10 @@ func (j *job) error(ctx context.Context, err error) error {
 var (
 	diskWords = regexp.MustCompile(`no space left on device|disk quota exceeded`)
 	authWords = regexp.MustCompile(`(?i)unauthorized|authentication required|no basic auth credentials|access (to the resource is )?denied|` +
-		`\bdenied\b|insufficient_scope|authorization failed|\b40[13]\b`)
+		`\bdenied\b|insufficient_scope|authorization failed|\b403 forbidden`)
 	netWords = regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|tls: |tls handshake|x509: |server gave http response to https client|` +
 		`connection reset|broken pipe|network is unreachable|no route to host|unexpected eof|: eof\b|^eof$|context deadline exceeded|` +
-		`unexpected http status|unexpected status|\b(429|5\d\d)\b|server misbehaving|client\.timeout`)
+		`unexpected http status|unexpected status|\b429 too many|\b5\d\d (?:internal|not|bad|service|gateway)|server misbehaving|client\.timeout`)
 )
 
 // classOf tells the class of what a daemon says about a pull, a push or itself.
@@ -94,6 +94,28 @@ func classOf(msg string, other portainer.Class) portainer.Class {
 		return portainer.ClassRegistry
 	}
 	return other
+}
+
+// preambles are what daemons and their clients say before they say what is wrong.
+var preambles = regexp.MustCompile(`^(?:Error response from daemon: |failed to solve: |failed to solve with frontend \S+: |failed to create LLB definition: |` +
+	`rpc error: code = \w+ desc = |failed to compute cache key: )+`)
+
+// A tidied is an error without its preamble.
+type tidied struct {
+	msg string
+	error
+}
+
+func (e tidied) Error() string { return e.msg }
+func (e tidied) Unwrap() error { return e.error }
+
+// tidy takes the preamble off err.
+func tidy(err error) error {
+	msg := err.Error()
+	if short := preambles.ReplaceAllString(msg, ""); short != "" && short != msg {
+		return tidied{msg: short, error: err}
+	}
+	return err
 }
 
 // exitCodes finds the exit code in the sentences in which the classic builder,
@@ -127,6 +149,7 @@ func (j *job) stepError(msg string, cause error, step string, line int) *portain
 	if cause == nil {
 		cause = errors.New(msg)
 	}
+	cause = tidy(cause)
 	be := failure(portainer.PhaseBuild, portainer.ClassUser, cause)
 	be.Step, be.Line = step, line
 	if m := parseErrors.FindStringSubmatch(msg); m != nil {

@@ -28,6 +28,11 @@ func daemonGone(err error) bool {
 // push pushes the image with that ID under every reference of j and returns its
 // digest. A tag is written after the layers, by the registry protocol's own order.
 func (d *docker) push(ctx context.Context, j *job, id string) (digest string, err error) {
+	ctx, release, err := j.cfg.permit(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	// The daemon pushes only what has a name, and somebody else may use that
 	// name on a daemon that is not ours.
 	d.tagging.Lock()
@@ -53,7 +58,7 @@ func (d *docker) push(ctx context.Context, j *job, id string) (digest string, er
 		})
 		if err != nil {
 			step.done(rootCause(err).Error(), time.Time{})
-			return "", err
+			return "", unpermitted(ctx, err)
 		}
 		step.write([]byte(got+"\n"), false, time.Time{})
 		step.done("", time.Time{})
@@ -72,6 +77,7 @@ func pushError(host, ref string, err error) error {
 	if errors.As(err, &be) {
 		return err
 	}
+	err = tidy(err)
 	msg := err.Error()
 	if daemonGone(err) {
 		return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w", ref, err))

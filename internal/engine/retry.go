@@ -29,7 +29,7 @@ const (
 )
 
 // hopeless are failures of a registry that no waiting heals.
-var hopeless = regexp.MustCompile(`(?i)x509: |server gave http response to https client|tls: |no such host|unsupported|manifest invalid|name invalid|\b40[045]\b`)
+var hopeless = regexp.MustCompile(`(?i)x509: |server gave http response to https client|tls: |no such host|unsupported|manifest invalid|name invalid|\b40[045] [a-z]`)
 
 // A probe asks a registry whether it is there.
 type probe struct {

@@ -1,10 +1,13 @@
 package engine
 
 import (
+	"errors"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/org/portainer"
 )
 
 func TestReadScript(t *testing.T) {
@@ -119,4 +122,30 @@ func FuzzReadScript(f *testing.F) {
 		s.registries(nil)
 		s.lineOf("[stage-0 1/1] FROM x")
 	})
+}
+
+func TestClassOf(t *testing.T) {
+	for msg, want := range map[string]portainer.Class{
+		"received unexpected HTTP status: 503 Service Unavailable":                            portainer.ClassRegistry,
+		"unexpected status from HEAD request to http://h/v2/: 500 Internal Server Error":      portainer.ClassRegistry,
+		"toomanyrequests: 429 Too Many Requests":                                              portainer.ClassRegistry,
+		`Get "https://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused`:    portainer.ClassRegistry,
+		`Get "https://h/v2/": http: server gave HTTP response to HTTPS client`:                portainer.ClassRegistry,
+		"unauthorized: authentication required":                                               portainer.ClassAuth,
+		"denied: requested access to the resource is denied":                                  portainer.ClassAuth,
+		"unexpected status from POST request to https://h/v2/x/blobs/uploads/: 403 Forbidden": portainer.ClassAuth,
+		"write /var/lib/x: no space left on device":                                           portainer.ClassDisk,
+		"h:5000/app:503: not found":                                                           portainer.ClassUser,
+		"h:403/app:401: manifest unknown":                                                     portainer.ClassUser,
+	} {
+		require.Equal(t, want, classOf(msg, portainer.ClassUser), msg)
+	}
+}
+
+func TestTidy(t *testing.T) {
+	err := errors.New("failed to solve: failed to solve with frontend dockerfile.v0: rpc error: code = Unknown desc = nothing here")
+	require.EqualError(t, tidy(err), "nothing here")
+	require.ErrorIs(t, tidy(err), err)
+	plain := errors.New("failed to solve: ")
+	require.Equal(t, plain, tidy(plain))
 }
