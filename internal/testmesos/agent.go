@@ -123,6 +123,7 @@ type termination struct {
 	state   mesos.TaskState
 	reason  mesos.TaskStatus_Reason
 	message string
+	limited []mesos.Resource // what the container used too much of
 }
 
 type taskKey struct{ framework, task string }
@@ -447,8 +448,8 @@ func (a *Agent) launchExecutor(x *agentExecutor) {
 			return
 		}
 		x.state = executorTerminating
-		x.pending = &termination{mesos.TASK_FAILED, mesos.REASON_EXECUTOR_REGISTRATION_TIMEOUT,
-			"Executor did not register within " + formatDuration(timeout)}
+		x.pending = &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_EXECUTOR_REGISTRATION_TIMEOUT,
+			message: "Executor did not register within " + formatDuration(timeout)}
 		a.destroy(x)
 	})
 	if a.cfg.Simulate != nil {
@@ -458,8 +459,8 @@ func (a *Agent) launchExecutor(x *agentExecutor) {
 	dir, err := a.makeSandbox(x)
 	if err != nil {
 		a.post(func() {
-			a.onTerminated(x, -1, &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED,
-				"Failed to launch container: " + err.Error()})
+			a.onTerminated(x, -1, &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_CONTAINER_LAUNCH_FAILED,
+				message: "Failed to launch container: " + err.Error()})
 		})
 		return
 	}
@@ -748,11 +749,12 @@ func (a *Agent) onTerminated(x *agentExecutor, status int32, t *termination) {
 	if a.frameworks[x.framework.id] != x.framework {
 		return // forgotten by a restart of the agent
 	}
-	why := termination{mesos.TASK_FAILED, mesos.REASON_EXECUTOR_TERMINATED, ""}
+	why := termination{state: mesos.TASK_FAILED, reason: mesos.REASON_EXECUTOR_TERMINATED}
 	var texts []string
 	for _, known := range []*termination{x.pending, t} {
 		if known != nil {
 			why.state, why.reason = known.state, known.reason
+			why.limited = append(why.limited, known.limited...)
 			texts = append(texts, known.message)
 		}
 	}
@@ -767,7 +769,11 @@ func (a *Agent) onTerminated(x *agentExecutor, status int32, t *termination) {
 		}
 		x.queued = nil
 		for _, id := range slices.Sorted(maps.Keys(x.launched)) {
-			a.onStatus(x.framework.id, agentStatus(id, x.id, why.state, why.reason, why.message), nil)
+			s := agentStatus(id, x.id, why.state, why.reason, why.message)
+			if len(why.limited) > 0 {
+				s.Limitation = &mesos.TaskResourceLimitation{Resources: why.limited}
+			}
+			a.onStatus(x.framework.id, s, nil)
 		}
 	}
 	if !x.command {

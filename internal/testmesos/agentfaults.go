@@ -57,6 +57,48 @@ func (a *Agent) KillExecutor(id string) error {
 	return fmt.Errorf("kill executor %s: it has no process on agent %s", id, a.ID())
 }
 
+// ExceedMemory ends an executor as the memory isolator does when it uses more
+// than it was given.
+func (a *Agent) ExceedMemory(id string) error {
+	return a.limit(id, mesos.REASON_CONTAINER_LIMITATION_MEMORY, "mem", func(given string) string {
+		return "Memory limit exceeded: Requested: " + given + " Maximum Used: " + given + "\n\nMEMORY STATISTICS: \n"
+	})
+}
+
+// ExceedDisk ends an executor as the disk isolator does when its sandbox has
+// grown beyond what it was given.
+func (a *Agent) ExceedDisk(id string) error {
+	return a.limit(id, mesos.REASON_CONTAINER_LIMITATION_DISK, "disk", func(given string) string {
+		return "Disk usage (" + given + ") exceeds quota (" + given + ")"
+	})
+}
+
+func (a *Agent) limit(id string, reason mesos.TaskStatus_Reason, name string, text func(given string) string) error {
+	err := fmt.Errorf("limit executor %s: it does not run on agent %s", id, a.ID())
+	a.call(func() {
+		for _, f := range a.frameworks {
+			x := f.executors[id]
+			if x == nil || x.state == executorTerminated {
+				continue
+			}
+			given := newResources(x.info.Resources)
+			for _, t := range x.launched {
+				given = given.plus(newResources(t.info.Resources))
+			}
+			given = given.filter(func(r resource) bool { return r.meta.Name == name })
+			x.pending = &termination{
+				state:   mesos.TASK_FAILED,
+				reason:  reason,
+				message: text(formatMilli(given.scalar(name)) + "MB"),
+				limited: given.proto(),
+			}
+			a.destroy(x)
+			err = nil
+		}
+	})
+	return err
+}
+
 // RefuseFiles makes every request for files of the agent fail with an HTTP
 // status, such as 403. A negative status breaks the connection instead; 0 ends
 // the refusal.
@@ -115,6 +157,29 @@ func (a *Agent) toMaster(f func(m *master, id string)) {
 	if m := a.c.leadingMaster(); m != nil {
 		m.call(func() { f(m, a.ID()) })
 	}
+}
+
+// Maintain plans a time of unavailability for the agent, as the operator's
+// maintenance schedule does: its offers are rescinded, and new ones tell of it.
+// A duration of 0 has no end; a zero start takes the plan back.
+func (a *Agent) Maintain(start time.Time, d time.Duration) {
+	a.toMaster(func(m *master, id string) {
+		rec := m.agents[id]
+		if rec == nil {
+			return
+		}
+		rec.maintain = nil
+		if !start.IsZero() {
+			rec.maintain = &mesos.Unavailability{Start: mesos.TimeInfo{Nanoseconds: start.UnixNano()}}
+			if d > 0 {
+				rec.maintain.Duration = &mesos.DurationInfo{Nanoseconds: d.Nanoseconds()}
+			}
+		}
+		for _, o := range sortedByID(rec.offers) {
+			m.rescind(o)
+		}
+		m.allocate(rec)
+	})
 }
 
 // MarkGone removes the agent for good, as the operator call MARK_AGENT_GONE.
@@ -317,8 +382,8 @@ func (a *Agent) recovered() {
 				continue
 			}
 			x.state = executorTerminating
-			x.pending = &termination{f.caps.or(mesos.TASK_GONE), mesos.REASON_EXECUTOR_REREGISTRATION_TIMEOUT,
-				"Executor did not reregister within " + formatDuration(a.c.cfg.ReregistrationTimeout)}
+			x.pending = &termination{state: f.caps.or(mesos.TASK_GONE), reason: mesos.REASON_EXECUTOR_REREGISTRATION_TIMEOUT,
+				message: "Executor did not reregister within " + formatDuration(a.c.cfg.ReregistrationTimeout)}
 			a.destroy(x)
 		}
 	}

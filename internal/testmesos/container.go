@@ -130,7 +130,7 @@ func (a *Agent) startContainer(x *agentExecutor) {
 	if c := x.info.Container; refusal == nil && c != nil && c.GetType() == mesos.ContainerInfo_DOCKER {
 		var err error
 		if docker, err = a.dockerRun(x); err != nil {
-			refusal = &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED, "Failed to launch container: " + err.Error()}
+			refusal = &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_CONTAINER_LAUNCH_FAILED, message: "Failed to launch container: " + err.Error()}
 		}
 	}
 	env := a.environment(x)
@@ -143,7 +143,7 @@ func (a *Agent) startContainer(x *agentExecutor) {
 			a.fromContainer(func() { a.onTerminated(x, status, t) })
 		}
 		launchFailed := func(err error) {
-			end(256, &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED, "Failed to launch container: " + err.Error()})
+			end(256, &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_CONTAINER_LAUNCH_FAILED, message: "Failed to launch container: " + err.Error()})
 		}
 		if refusal != nil {
 			end(-1, refusal)

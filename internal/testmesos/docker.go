@@ -32,7 +32,7 @@ const dockerStartup = time.Second
 func (a *Agent) unsupported(x *agentExecutor) *termination {
 	c := x.info.Container
 	refuse := func(text string) *termination {
-		return &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED, "Failed to launch container: " + text}
+		return &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_CONTAINER_LAUNCH_FAILED, message: "Failed to launch container: " + text}
 	}
 	switch {
 	case c == nil:
@@ -40,7 +40,7 @@ func (a *Agent) unsupported(x *agentExecutor) *termination {
 	case c.GetType() == mesos.ContainerInfo_DOCKER:
 		if a.cfg.Docker == "" || x.command {
 			// No containerizer takes it, and nobody has heard of it later.
-			return &termination{mesos.TASK_FAILED, mesos.REASON_EXECUTOR_TERMINATED, "Abnormal executor termination: unknown container"}
+			return &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_EXECUTOR_TERMINATED, message: "Abnormal executor termination: unknown container"}
 		}
 		return nil
 	case c.GetMesos().GetImage() != nil:
@@ -290,10 +290,10 @@ func (a *Agent) runDocker(ctx context.Context, x *agentExecutor, p *container, d
 	}
 	code, exited := exitCode(status)
 	if exited && code != 0 && !p.wasKilled() && time.Since(begin) < dockerStartup {
-		end(-1, &termination{mesos.TASK_FAILED, mesos.REASON_CONTAINER_LAUNCH_FAILED,
-			fmt.Sprintf("Failed to launch container: Container exited with status %d", code)})
+		end(-1, &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_CONTAINER_LAUNCH_FAILED,
+			message: fmt.Sprintf("Failed to launch container: Container exited with status %d", code)})
 		return nil
 	}
-	end(status, &termination{mesos.TASK_FAILED, mesos.REASON_EXECUTOR_TERMINATED, text})
+	end(status, &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_EXECUTOR_TERMINATED, message: text})
 	return nil
 }

@@ -453,6 +453,39 @@ func TestKillExecutor(t *testing.T) {
 	require.Error(t, c.Agents()[0].KillExecutor("x-t1"))
 }
 
+func TestResourceLimits(t *testing.T) {
+	c := start(t, fast(1))
+	a := c.Agents()[0]
+	f := subscribed(t, c, nil)
+	f.launch("t1", "run")
+	f.launch("t2", "run")
+	require.NoError(t, a.ExceedMemory("x-t1"))
+	s := f.acked("t1", mesos.TASK_FAILED)
+	require.Equal(t, mesos.REASON_CONTAINER_LIMITATION_MEMORY, s.GetReason())
+	require.True(t, strings.HasPrefix(s.GetMessage(), "Memory limit exceeded: Requested: 64MB"), s.GetMessage())
+	require.Equal(t, 64.0, s.Limitation.Resources[0].Scalar.Value)
+	require.Equal(t, int32(9), *f.expect(scheduler.Event_FAILURE).Failure.Status)
+	require.NoError(t, a.ExceedDisk("x-t2"))
+	require.Equal(t, mesos.REASON_CONTAINER_LIMITATION_DISK, f.acked("t2", mesos.TASK_FAILED).GetReason())
+	require.ErrorContains(t, a.ExceedDisk("x-t2"), "x-t2: it does not run on agent "+a.ID())
+}
+
+func TestMaintenance(t *testing.T) {
+	c := start(t, fast(1))
+	f := subscribed(t, c, nil)
+	o := f.offer()
+	require.Nil(t, o.Unavailability)
+	begin := time.Now().Add(time.Hour)
+	c.Agents()[0].Maintain(begin, time.Minute)
+	require.Equal(t, o.ID, f.expect(scheduler.Event_RESCIND).Rescind.OfferID)
+	o = f.offer()
+	require.Equal(t, begin.UnixNano(), o.Unavailability.Start.Nanoseconds)
+	require.Equal(t, time.Minute.Nanoseconds(), o.Unavailability.Duration.Nanoseconds)
+	c.Agents()[0].Maintain(time.Time{}, 0)
+	f.expect(scheduler.Event_RESCIND)
+	require.Nil(t, f.offer().Unavailability)
+}
+
 func TestRefuseFiles(t *testing.T) {
 	c := start(t, fast(1))
 	f := subscribed(t, c, nil)
