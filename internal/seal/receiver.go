@@ -20,6 +20,9 @@ const (
 	// renewWait is how long fresh credentials are waited for when there are
 	// older ones.
 	renewWait = 10 * time.Second
+	// renewPause is how long older ones are used without more ado after that
+	// was in vain: a build may need them for many requests.
+	renewPause = time.Minute
 )
 
 // Errors of Receiver.Credentials.
@@ -42,6 +45,7 @@ type Receiver struct {
 	serial int           // of the last Ask
 	gotFor int           // the serial of the newest answer; 0 before any
 	gotAt  time.Time     // when it came
+	gaveUp time.Time     // when newer ones were last waited for in vain
 	got    Credentials   // in it
 	plain  []byte        // their encoding
 	failed error         // final
@@ -126,7 +130,7 @@ func (r *Receiver) Fresh(ctx context.Context, maxAge time.Duration) (Credentials
 		return Credentials{}, err
 	}
 	r.mu.Lock()
-	if time.Since(r.gotAt) <= maxAge {
+	if time.Since(r.gotAt) <= maxAge || time.Since(r.gaveUp) < renewPause {
 		old = r.got
 		r.mu.Unlock()
 		return old, nil
@@ -143,10 +147,15 @@ func (r *Receiver) Fresh(ctx context.Context, maxAge time.Duration) (Credentials
 	limited, cancel := context.WithTimeout(ctx, renewWait)
 	defer cancel()
 	fresh, err := r.wait(limited, want)
-	if err != nil {
-		return old, nil
+	if err == nil {
+		return fresh, nil
 	}
-	return fresh, nil
+	if ctx.Err() == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.gaveUp = time.Now()
+	}
+	return old, nil
 }
 
 // wait returns the newest secrets once there are some that were asked for with
