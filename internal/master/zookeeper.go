@@ -191,8 +191,8 @@ func (z *zooKeeper) watch(ctx context.Context) {
 			changed, err = z.read(conn)
 		}
 		if err != nil {
-			if errors.Is(err, zk.ErrNoServer) {
-				err = errors.Join(err, dial.get())
+			if why := dial.get(); errors.Is(err, zk.ErrNoServer) && why != nil {
+				err = fmt.Errorf("%w: %w", err, why)
 			}
 			z.set("", nil, err)
 			select {

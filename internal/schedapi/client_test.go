@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strconv"
 	"strings"
 	"testing"
@@ -447,6 +449,29 @@ func TestAsksTheMastersInTurn(t *testing.T) {
 			"SUBSCRIBED",
 		}, r.log())
 		require.ErrorIs(t, stop(), context.Canceled)
+	})
+}
+
+// noLeader is a Resolver that never finds one.
+type noLeader struct{}
+
+func (noLeader) Leader(ctx context.Context) (*url.URL, error) {
+	<-ctx.Done()
+	return nil, errors.New("no leading master in zk://z/mesos: connection refused")
+}
+func (noLeader) String() string { return "zk://z/mesos" }
+func (noLeader) Close() error   { return nil }
+
+func TestResolversTroubleIsTold(t *testing.T) {
+	inMemory(t, &fakeMaster{}, schedapi.Config{Masters: noLeader{}}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
+		began := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		require.ErrorIs(t, c.Run(ctx, func(event schedapi.Event) {
+			r.handle(event)
+			cancel()
+		}), context.Canceled)
+		require.Equal(t, []string{"disconnected: no leading master in zk://z/mesos: connection refused"}, r.log())
+		require.Equal(t, 5*time.Second, time.Since(began))
 	})
 }
 

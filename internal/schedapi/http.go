@@ -20,12 +20,14 @@ const (
 // only. Proxies are as the environment says; it never sends loopback through one.
 func newTransport(config *tls.Config) *http.Transport {
 	dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         dialer.DialContext,
 		TLSClientConfig:     config.Clone(),
 		TLSHandshakeTimeout: 10 * time.Second,
-		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{},
+		Protocols:           protocols,
 		DisableCompression:  true,
 		MaxIdleConns:        128,
 		MaxIdleConnsPerHost: 2,

@@ -127,7 +127,10 @@ func (c *Client) end() {
 // connect finds the leading master and returns the stream it answers SUBSCRIBE
 // with.
 func (c *Client) connect(ctx context.Context) (*subscription, io.ReadCloser, error) {
-	base, err := c.cfg.Masters.Leader(ctx)
+	// Well before the whole attempt is over, so that the resolver tells its trouble.
+	finding, cancel := context.WithTimeout(ctx, c.cfg.ConnectTimeout/3)
+	base, err := c.cfg.Masters.Leader(finding)
+	cancel()
 	if err != nil {
 		return nil, nil, err
 	}
