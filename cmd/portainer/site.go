@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -230,7 +231,9 @@ func (s *site) chooseExecutor(ctx context.Context, uri string, asItLies bool) er
 // urlOf returns an address of a blob that Mesos's fetcher understands.
 func (s *site) urlOf(ctx context.Context, key string) (string, error) {
 	if u, err := url.Parse(s.bucketURL); err == nil && u.Scheme == "file" {
-		return fileURL(filepath.Join(filepath.FromSlash(u.Path), filepath.FromSlash(key))), nil
+		// The fetcher takes what follows the scheme as it stands (mesos
+		// src/slave/containerizer/fetcher.cpp, uriToLocalPath).
+		return "file://" + path.Join(u.Path, key), nil
 	}
 	signed, err := s.bucket.SignedURL(ctx, key, &blob.SignedURLOptions{Expiry: executorLife})
 	if err != nil {
