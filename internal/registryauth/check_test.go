@@ -3,6 +3,7 @@ package registryauth
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -14,6 +15,20 @@ import (
 
 	"github.com/org/portainer/internal/seal"
 )
+
+var (
+	robot  = seal.RegistryAuth{Username: "robot", Password: "hunter2"}
+	nobody = seal.RegistryAuth{Username: "robot", Password: "hunter3"}
+)
+
+// dialingTo makes c reach addr whatever host it wants.
+func dialingTo(c *checker, addr string) *checker {
+	c.transport.Proxy = nil
+	c.transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+	return c
+}
 
 // serve starts a server and returns its address.
 func serve(t *testing.T, h http.HandlerFunc) string {

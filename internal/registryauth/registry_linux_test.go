@@ -99,11 +99,6 @@ func htpasswd(t *testing.T) string {
 	return fmt.Sprintf("auth:\n  htpasswd:\n    realm: test\n    path: %s\n", file)
 }
 
-var (
-	robot  = seal.RegistryAuth{Username: "robot", Password: "hunter2"}
-	nobody = seal.RegistryAuth{Username: "robot", Password: "hunter3"}
-)
-
 func TestCheckPushToOpenRegistry(t *testing.T) {
 	r := startRegistry(t, "", "")
 	for _, auth := range []seal.RegistryAuth{{}, robot} {
@@ -135,15 +130,6 @@ func TestCheckPushWithPassword(t *testing.T) {
 	err = CheckPush(t.Context(), target)
 	require.ErrorIs(t, err, ErrAuth)
 	require.ErrorContains(t, err, "run docker login "+r.addr)
-}
-
-// dialingTo makes c reach addr whatever host it wants.
-func dialingTo(c *checker, addr string) *checker {
-	c.transport.Proxy = nil
-	c.transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	}
-	return c
 }
 
 func TestCheckPushOverTLS(t *testing.T) {
