@@ -8,10 +8,12 @@ import (
 	"io"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
+	"golang.org/x/sync/errgroup"
 )
 
 // How contexts and their removal keep out of each other's way, with no more than
@@ -208,21 +210,32 @@ func (s *Store) survey(ctx context.Context) (*state, error) {
 
 // readPacks fills st.needs.
 func (s *Store) readPacks(ctx context.Context, st *state) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(surveyors)
+	var mu sync.Mutex
 	for _, o := range st.objects {
 		if o.Pending || o.Digest == "" {
 			continue
 		}
-		packs, err := s.packsOf(ctx, o.Key)
-		if gcerrors.Code(err) == gcerrors.NotFound {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		st.needs[o.Key] = packs
+		g.Go(func() error {
+			packs, err := s.packsOf(ctx, o.Key)
+			if gcerrors.Code(err) == gcerrors.NotFound {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			st.needs[o.Key] = packs
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
+
+// surveyors is how many recipes are looked at together.
+const surveyors = 16
 
 // packsOf reads the head of a recipe.
 func (s *Store) packsOf(ctx context.Context, key string) ([]packRef, error) {

@@ -207,23 +207,53 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src source)
 	if err != nil {
 		return Ref{}, PutStats{}, fmt.Errorf("stage the context: %w", err)
 	}
-	n, err := s.write(ctx, ref.Key, func(w io.Writer) error {
-		_, err := w.Write(object)
-		return err
-	})
+	ref.Size = int64(len(object))
+	err = s.writeRecipe(ctx, ref.Key, object)
+	if gcerrors.Code(err) == gcerrors.FailedPrecondition {
+		// Someone else was faster with the same context; our packs go with the
+		// next removal of anything.
+		attrs, err := s.bucket.Attributes(ctx, ref.Key)
+		if err != nil {
+			return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", ref.Key, err)
+		}
+		ref.Size = attrs.Size
+		return ref, PutStats{Sent: sent}, nil
+	}
 	if err != nil {
 		return Ref{}, PutStats{}, err
 	}
-	ref.Size = n
-	return ref, PutStats{Uploaded: true, Sent: sent + n}, nil
+	return ref, PutStats{Uploaded: true, Sent: sent + ref.Size}, nil
 }
+
+// writeRecipe writes a recipe unless there is one of that name: another one, of the
+// same context, may have its chunks in other packs, and whoever is reading it needs
+// those.
+func (s *Store) writeRecipe(ctx context.Context, key string, object []byte) error {
+	fill := func(w io.Writer) error {
+		_, err := w.Write(object)
+		return err
+	}
+	_, err := s.writeWith(ctx, key, &blob.WriterOptions{ContentType: contentType, IfNotExist: true}, fill)
+	if gcerrors.Code(err) == gcerrors.Unimplemented {
+		// Not every bucket can tell. Two who stage the same context at the same
+		// moment, from parts of different others, are rare.
+		_, err = s.write(ctx, key, fill)
+	}
+	return err
+}
+
+const contentType = "application/octet-stream"
 
 // write makes an object of what fill writes, whole or not at all: a blob's writer
 // that is closed keeps what it has got, unless its context is done before.
 func (s *Store) write(ctx context.Context, key string, fill func(io.Writer) error) (int64, error) {
+	return s.writeWith(ctx, key, &blob.WriterOptions{ContentType: contentType}, fill)
+}
+
+func (s *Store) writeWith(ctx context.Context, key string, opts *blob.WriterOptions, fill func(io.Writer) error) (int64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w, err := s.bucket.NewWriter(ctx, key, &blob.WriterOptions{ContentType: "application/octet-stream"})
+	w, err := s.bucket.NewWriter(ctx, key, opts)
 	if err != nil {
 		return 0, fmt.Errorf("write %s: %w", key, err)
 	}
