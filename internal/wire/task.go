@@ -52,6 +52,11 @@ type Task struct {
 	NoCache  bool              `json:"no_cache,omitempty"`
 	Pull     bool              `json:"pull,omitempty"`
 
+	// Secrets says that the build needs credentials or build secrets: the
+	// executor builds when it has them from the framework, sealed to its key
+	// (package seal).
+	Secrets bool `json:"secrets,omitempty"`
+
 	// What Mesos allocated to the task and its executor.
 	CPUs   float64 `json:"cpus"`
 	MemMB  float64 `json:"mem_mb"`
