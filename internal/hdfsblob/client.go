@@ -64,7 +64,7 @@ const (
 )
 
 // retry calls try, with the namenode to ask, until it succeeds or its error is one
-// that asking again does not mend.
+// that asking again does not mend. r is what errors name.
 func (c *client) retry(ctx context.Context, r request, try func(node *url.URL) error) error {
 	backoff := firstBackoff
 	for round, asked := 0, 0; ; {
@@ -287,19 +287,19 @@ func (c *client) redirect(ctx context.Context, node *url.URL, r request) (*url.U
 	return to, nil
 }
 
-// transfer sends a request to the namenode and then, with the body that newBody
-// returns, to the datanode that it names, until it gets an answer. newBody is asked
-// for every attempt; its error ends them.
-func (c *client) transfer(ctx context.Context, r request, newBody func() (io.Reader, int64, error)) (*http.Response, error) {
+// transfer sends a request to the namenode and then to the datanode that it names,
+// until it gets an answer. prepare, if not nil, is asked for the path and the body of
+// every attempt; its error ends them.
+func (c *client) transfer(ctx context.Context, r request, prepare func() (path string, body io.Reader, length int64, err error)) (*http.Response, error) {
 	var answer *http.Response
 	var excluded []string // datanodes that failed
 	var failure error     // of the last attempt
 	err := c.retry(ctx, r, func(node *url.URL) error {
 		var body io.Reader
 		length := int64(0)
-		if newBody != nil {
+		if prepare != nil {
 			var err error
-			if body, length, err = newBody(); err != nil {
+			if r.path, body, length, err = prepare(); err != nil {
 				return &codedError{codeOf(failure), errors.Join(failure, err)}
 			}
 		}

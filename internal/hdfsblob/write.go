@@ -26,18 +26,20 @@ const cleanupTime = 5 * time.Second
 
 // A writer writes a blob to a temporary file, which it renames in the end.
 type writer struct {
-	ctx       context.Context
-	b         *bucket
-	key       string
-	path      string // of the blob
-	temporary string
-	attrs     *attributes
-	notExist  bool // the blob must not be there before
+	ctx      context.Context
+	b        *bucket
+	key      string
+	path     string // of the blob
+	attrs    *attributes
+	notExist bool // the blob must not be there before
 
 	limit int    // of head
 	head  []byte // what is kept
 	size  int64
-	sent  bool // there may be a temporary file
+
+	// attempts are what was sent. Each has its own file: a datanode that was given up may
+	// still be about to empty one. The last succeeded if any did.
+	attempts []*attempt
 
 	// Once head is full the rest goes through a pipe to the goroutine that sends it.
 	tail *io.PipeWriter
@@ -68,14 +70,13 @@ func (b *bucket) newWriter(ctx context.Context, key string, a *attributes, opts 
 		}
 	}
 	w := &writer{
-		ctx:       ctx,
-		b:         b,
-		key:       key,
-		path:      name,
-		temporary: path.Join(b.root, uploadPrefix+rand.Text()),
-		attrs:     a,
-		notExist:  opts.IfNotExist,
-		limit:     opts.BufferSize,
+		ctx:      ctx,
+		b:        b,
+		key:      key,
+		path:     name,
+		attrs:    a,
+		notExist: opts.IfNotExist,
+		limit:    opts.BufferSize,
 	}
 	if w.limit <= 0 {
 		w.limit = defaultBuffer
@@ -130,14 +131,12 @@ func (w *writer) Close() error {
 		err = w.commit()
 	}
 	if err == nil {
+		w.discard(w.attempts[:len(w.attempts)-1]) // what cannot be removed is in nobody's way
 		return nil
 	}
 	err = describe(w.key, err)
-	if !w.sent {
-		return err
-	}
-	if cleanupErr := w.discard(); cleanupErr != nil {
-		err = fmt.Errorf("%w; and what was written is left in %s: %w", err, w.temporary, cleanupErr)
+	if cleanupErr := w.discard(w.attempts); cleanupErr != nil {
+		err = fmt.Errorf("%w; and what was written could not be removed: %w", err, cleanupErr)
 	}
 	return err
 }
@@ -156,21 +155,19 @@ func (w *writer) send(tail *io.PipeReader) error {
 			return err
 		}
 	}
-	var last *replay
-	resp, err := w.b.transfer(w.ctx, request{method: http.MethodPut, op: "CREATE", path: w.temporary, params: url.Values{
-		"overwrite":    {"true"},  // what an attempt of ours left
+	resp, err := w.b.transfer(w.ctx, request{method: http.MethodPut, op: "CREATE", path: w.path, params: url.Values{
+		"overwrite":    {"false"},
 		"createparent": {"false"}, // it was seen
-	}}, func() (io.Reader, int64, error) {
-		if last != nil && !last.abandon() {
-			return nil, 0, fmt.Errorf("more had been sent than the %d bytes that are kept to be sent again", w.limit)
+	}}, func() (string, io.Reader, int64, error) {
+		if n := len(w.attempts); n > 0 && !w.attempts[n-1].abandon() {
+			return "", nil, 0, fmt.Errorf("more had been sent than the %d bytes that are kept to be sent again", w.limit)
 		}
-		w.sent = true
-		last = &replay{head: bytes.NewReader(w.head)}
+		a := &attempt{path: path.Join(w.b.root, uploadPrefix+rand.Text()), head: bytes.NewReader(w.head), tail: tail}
+		w.attempts = append(w.attempts, a)
 		if tail == nil {
-			return last, int64(len(w.head)), nil
+			return a.path, a, int64(len(w.head)), nil
 		}
-		last.tail = tail
-		return last, -1, nil
+		return a.path, a, -1, nil
 	})
 	if err != nil {
 		return err
@@ -178,9 +175,10 @@ func (w *writer) send(tail *io.PipeReader) error {
 	return resp.Body.Close()
 }
 
-// commit gives the temporary file its name.
+// commit gives the whole temporary file its name.
 func (w *writer) commit() error {
-	status, err := w.b.stat(w.ctx, w.temporary)
+	temporary := w.attempts[len(w.attempts)-1].path
+	status, err := w.b.stat(w.ctx, temporary)
 	if err != nil {
 		return err
 	}
@@ -188,19 +186,19 @@ func (w *writer) commit() error {
 		return fmt.Errorf("the cluster kept %d of %d bytes", status.Length, w.size)
 	}
 	if !w.attrs.isDefault() && !w.b.skipMetadata {
-		if err := w.b.setAttributes(w.ctx, w.temporary, w.attrs); err != nil {
+		if err := w.b.setAttributes(w.ctx, temporary, w.attrs); err != nil {
 			return err
 		}
 	}
-	const attempts = 5 // someone may be removing empty directories
-	for attempt := 1; ; attempt++ {
-		err := w.b.rename(w.ctx, w.temporary, status, w.path, !w.notExist)
+	const tries = 5 // someone may be removing empty directories
+	for try := 1; ; try++ {
+		err := w.b.rename(w.ctx, temporary, status, w.path, !w.notExist)
 		switch {
 		case err == nil:
 			return nil
 		case w.notExist && codeOf(err) == gcerrors.AlreadyExists:
 			return errorf(gcerrors.FailedPrecondition, "%w", err)
-		case attempt == attempts:
+		case try == tries:
 			return err
 		case errors.Is(err, errParentMissing):
 			if err := w.b.mkdirs(w.ctx, path.Dir(w.path)); err != nil {
@@ -212,61 +210,74 @@ func (w *writer) commit() error {
 	}
 }
 
-// discard removes the temporary file.
-func (w *writer) discard() error {
+// discard removes the files of attempts.
+func (w *writer) discard(attempts []*attempt) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), cleanupTime)
 	defer cancel()
-	// A datanode that has just lost its client may be about to create the file.
-	wait := firstBackoff / 2
-	for range 3 {
-		was, err := w.b.remove(ctx, w.temporary)
-		if err != nil && !isNotFound(err) {
-			return err
+	for _, a := range attempts {
+		if !a.wasRead() {
+			continue // it got to no datanode
 		}
-		if was {
-			return nil
+		// A datanode that has just lost its client may be about to create the file.
+		wait := firstBackoff / 2
+		for try := 1; ; try++ {
+			was, err := w.b.remove(ctx, a.path)
+			if err != nil && !isNotFound(err) {
+				return err
+			}
+			if was || try == 3 || !sleep(ctx, wait) {
+				break
+			}
+			wait *= 2
 		}
-		if !sleep(ctx, wait) {
-			break
-		}
-		wait *= 2
 	}
 	return nil
 }
 
-// A replay is the body of one attempt at sending: what is kept, then the rest. An
-// abandoned attempt may still be read by package net/http, and must not take anything
-// of the rest then.
-type replay struct {
+// An attempt is the body of one request: what is kept, then the rest. One that was
+// abandoned may still be read by package net/http, and must not take anything of the
+// rest then.
+type attempt struct {
+	path string
+
 	mu        sync.Mutex
 	head      *bytes.Reader
-	tail      *io.PipeReader
+	tail      *io.PipeReader // nil if head is all
+	read      bool
 	inTail    bool
 	abandoned bool
 }
 
-func (r *replay) Read(p []byte) (int, error) {
-	r.mu.Lock()
-	if r.abandoned {
-		r.mu.Unlock()
+func (a *attempt) Read(p []byte) (int, error) {
+	a.mu.Lock()
+	a.read = true
+	if a.abandoned {
+		a.mu.Unlock()
 		return 0, errors.New("this attempt was given up")
 	}
-	if n, _ := r.head.Read(p); n > 0 || r.tail == nil {
-		r.mu.Unlock()
+	if n, _ := a.head.Read(p); n > 0 || a.tail == nil {
+		a.mu.Unlock()
 		if n == 0 {
 			return 0, io.EOF
 		}
 		return n, nil
 	}
-	r.inTail = true
-	r.mu.Unlock()
-	return r.tail.Read(p)
+	a.inTail = true
+	a.mu.Unlock()
+	return a.tail.Read(p)
 }
 
 // abandon ends the attempt, and returns false if it is too late for another one.
-func (r *replay) abandon() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.abandoned = true
-	return !r.inTail
+func (a *attempt) abandon() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.abandoned = true
+	return !a.inTail
+}
+
+// wasRead tells whether there was a connection to send it over.
+func (a *attempt) wasRead() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.read
 }

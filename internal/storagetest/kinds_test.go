@@ -110,6 +110,8 @@ func (s *server) through(t testing.TB, r *relay, start func(testing.TB) (p *proc
 		mu.Lock()
 		running = p
 		mu.Unlock()
+		// Connections to the dead one must not come to an end under new requests.
+		require.Eventually(t, r.idle, startTime, 5*time.Millisecond)
 		r.to(network, address)
 	}
 	s.dieAfter = func(n int64) {
@@ -138,7 +140,7 @@ func (s *server) through(t testing.TB, r *relay, start func(testing.TB) (p *proc
 func envS3(_ testing.TB, _ *relay, right bool) map[string]string {
 	env := map[string]string{
 		"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "guessed", "AWS_SESSION_TOKEN": "", "AWS_REGION": "us-east-1",
-		"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "2", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull,
+		"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull,
 	}
 	if right {
 		env["AWS_SECRET_ACCESS_KEY"] = "right"

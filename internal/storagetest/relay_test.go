@@ -17,6 +17,7 @@ type relay struct {
 	mu              sync.Mutex
 	network, target string
 	conns           map[net.Conn]bool
+	serving         int // connections of clients
 	alarms          [2]alarm
 	closed          bool
 }
@@ -43,7 +44,16 @@ func newRelay(t testing.TB) *relay {
 			if err != nil {
 				return
 			}
-			r.wg.Go(func() { r.serve(c) })
+			r.mu.Lock()
+			r.serving++
+			r.mu.Unlock()
+			r.wg.Go(func() {
+				r.serve(c)
+				c.Close()
+				r.mu.Lock()
+				r.serving--
+				r.mu.Unlock()
+			})
 		}
 	})
 	t.Cleanup(func() {
@@ -76,6 +86,14 @@ func (r *relay) cut() {
 		}
 		c.Close()
 	}
+}
+
+// idle cuts what there is and tells whether no client is connected any more.
+func (r *relay) idle() bool {
+	r.cut()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.serving == 0
 }
 
 // after has ring called when so many bytes more have passed in a direction.
@@ -111,7 +129,6 @@ func (r *relay) add(conns ...net.Conn) bool {
 }
 
 func (r *relay) serve(client net.Conn) {
-	defer client.Close()
 	r.mu.Lock()
 	network, target := r.network, r.target
 	r.mu.Unlock()

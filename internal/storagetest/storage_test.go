@@ -24,7 +24,7 @@ import (
 )
 
 // patience is how long a storage that does not work may take to say so.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 func random(seed byte, n int) []byte {
 	b := make([]byte, n)
@@ -118,7 +118,6 @@ func TestWrongCredentials(t *testing.T) {
 			right := s.bucket(t)
 			k.setenv(t, r, false)
 			requireRefused(t, s, s.wrong(t), s.wrongCode)
-			require.ErrorContains(t, s.wrong(t).WriteAll(t.Context(), "a", nil, nil), "403")
 			require.Empty(t, keys(t, right))
 		})
 	}
@@ -188,7 +187,7 @@ func empty(t testing.TB, b *blob.Bucket) {
 
 func testCancelled(t *testing.T, k *server) {
 	b := k.bucket(t)
-	_, content := bundle(t, 2, 12<<20)
+	_, content := bundle(t, 2, 6<<20)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	pass := 0
@@ -221,7 +220,7 @@ func requireNoContext(t testing.TB, b *blob.Bucket) {
 
 func testBrokenReads(t *testing.T, k *server) {
 	b := k.bucket(t)
-	write, content := bundle(t, 3, 10<<20)
+	write, content := bundle(t, 3, 6<<20)
 	s := staging.New(b)
 	ref, _, err := s.PutContext(t.Context(), write)
 	require.NoError(t, err)
@@ -234,32 +233,34 @@ func testBrokenReads(t *testing.T, k *server) {
 func testKilled(t *testing.T, k *server) {
 	b := k.bucket(t)
 	// As one object.
-	content := random(97, 12<<20)
-	upload := func(ctx context.Context) error {
-		return b.Upload(ctx, "object", bytes.NewReader(content), &blob.WriterOptions{ContentType: "text/plain"})
+	content := random(97, 8<<20)
+	name := filepath.Join(t.TempDir(), "executor")
+	require.NoError(t, os.WriteFile(name, content, 0o700))
+	key := ""
+	put := func(ctx context.Context) (err error) {
+		key, err = staging.New(b).PutFile(ctx, name)
+		return err
 	}
-	k.requireGivesUp(t, b, upload)
-	require.NotContains(t, keys(t, b), "object", "half of it is there")
-	require.NoError(t, upload(t.Context()))
-	got, err := b.ReadAll(t.Context(), "object")
+	if k.panics {
+		put = func(ctx context.Context) error {
+			key = "object"
+			return b.Upload(ctx, key, bytes.NewReader(content), &blob.WriterOptions{ContentType: "text/plain"})
+		}
+	}
+	k.requireGivesUp(t, b, put)
+	for _, key := range keys(t, b) {
+		require.False(t, key == "object" || strings.HasPrefix(key, staging.ExecutorPrefix), "half of it is there: %s", key)
+	}
+	require.NoError(t, put(t.Context()))
+	got, err := b.ReadAll(t.Context(), key)
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(content, got))
-	require.NoError(t, b.Delete(t.Context(), "object"))
+	empty(t, b)
 	if k.panics {
 		return
 	}
 
-	name := filepath.Join(t.TempDir(), "executor")
-	require.NoError(t, os.WriteFile(name, content, 0o700))
-	k.requireGivesUp(t, b, func(ctx context.Context) error {
-		_, err := staging.New(b).PutFile(ctx, name)
-		return err
-	})
-	for _, key := range keys(t, b) {
-		require.False(t, strings.HasPrefix(key, staging.ExecutorPrefix), "half an executor is left: %s", key)
-	}
-
-	write, whole := bundle(t, 4, 12<<20)
+	write, whole := bundle(t, 4, 8<<20)
 	k.requireGivesUp(t, b, func(ctx context.Context) error {
 		_, _, err := staging.New(b).PutContext(ctx, write)
 		return err
@@ -283,7 +284,7 @@ func (s *server) requireGivesUp(t *testing.T, b *blob.Bucket, upload func(contex
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	s.dieAfter(3 << 20)
+	s.dieAfter(2 << 20)
 	began := time.Now()
 	require.Error(t, upload(ctx))
 	took := time.Since(began)
