@@ -22,6 +22,7 @@ type attempt struct {
 	sandbox string
 	task    *wire.Task
 	log     portainer.LogSink
+	permit  *permit
 
 	engine Engine // nil until it is open and after close
 }
@@ -66,6 +67,7 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		Sandbox:  a.sandbox,
 		Insecure: t.Insecure,
 		Bundler:  bundler,
+		Permit:   a.permit.acquire,
 		Logs:     a.log,
 		Logger:   a.cfg.Logger,
 		CPUs:     t.CPUs,

@@ -27,6 +27,7 @@ type executor struct {
 	client *execapi.Client
 	log    *slog.Logger
 
+	permit   *permit
 	tasks    sync.WaitGroup
 	finished chan struct{} // closed when no task is running and none will
 
@@ -42,7 +43,10 @@ type executor struct {
 }
 
 func newExecutor(cfg Config, api execapi.Config, client *execapi.Client) *executor {
-	return &executor{cfg: cfg, api: api, client: client, log: cfg.Logger, finished: make(chan struct{})}
+	return &executor{
+		cfg: cfg, api: api, client: client, log: cfg.Logger, finished: make(chan struct{}),
+		permit: newPermit(func(ask wire.PushAsk) { client.Message(ask.Encode()) }),
+	}
 }
 
 // Launch implements execapi.Handler.
@@ -108,7 +112,14 @@ func (x *executor) end(why error) {
 }
 
 // Message implements execapi.Handler.
-func (x *executor) Message(data []byte) { x.log.Debug("message ignored", "size", len(data)) }
+func (x *executor) Message(data []byte) {
+	grant, err := wire.DecodePushGrant(data)
+	if err != nil {
+		x.log.Debug("message ignored", "size", len(data), "err", err)
+		return
+	}
+	x.permit.answer(grant)
+}
 
 // Shutdown implements execapi.Handler.
 func (x *executor) Shutdown() {
@@ -139,7 +150,7 @@ func (x *executor) run(ctx context.Context, task execapi.Task) {
 		return
 	}
 	x.client.Update(execapi.Status{Task: task.ID, State: execapi.Running})
-	a := attempt{cfg: x.cfg, sandbox: x.api.Sandbox, task: t, log: log}
+	a := attempt{cfg: x.cfg, sandbox: x.api.Sandbox, task: t, log: log, permit: x.permit}
 	outcome := a.run(ctx)
 	if ctx.Err() != nil {
 		// Killed means that nothing of it runs any more.

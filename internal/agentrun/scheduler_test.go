@@ -12,6 +12,7 @@ import (
 
 	mesos "github.com/mesos/mesos-go/api/v1/lib"
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
+	"github.com/mesos/mesos-go/api/v1/lib/scheduler/calls"
 	"github.com/stretchr/testify/require"
 
 	"github.com/org/portainer/internal/master"
@@ -110,6 +111,10 @@ func (r *rig) handle(event schedapi.Event) {
 			}})
 		}
 	case scheduler.Event_MESSAGE:
+		if ask, err := wire.DecodePushAsk(event.Message.Data); err == nil {
+			grant := wire.PushGrant{Serial: ask.Serial, Lease: time.Minute}
+			r.client.Send(calls.Message(event.Message.AgentID.Value, event.Message.ExecutorID.Value, grant.Encode()))
+		}
 		if hint, err := wire.DecodeHint(event.Message.Data); err == nil {
 			r.hints = append(r.hints, *hint)
 		}
