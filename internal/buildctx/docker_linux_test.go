@@ -1,13 +1,16 @@
 package buildctx_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +19,6 @@ import (
 	"testing"
 	"time"
 
-	dockerclient "github.com/docker/docker/client"
 	bk "github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/upload/uploadprovider"
@@ -46,20 +48,55 @@ func startDocker(t *testing.T) *docker {
 		require.NoError(t, err)
 	}
 	d.env = append(os.Environ(), "DOCKER_HOST="+daemon.Host, "DOCKER_CONFIG="+t.TempDir())
-	hijack, err := dockerclient.NewClientWithOpts(dockerclient.WithHost(daemon.Host), dockerclient.WithAPIVersionNegotiation())
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, hijack.Close()) })
+	socket := strings.TrimPrefix(daemon.Host, "unix://")
 	d.bk, err = bk.New(t.Context(), "",
 		bk.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return hijack.DialHijack(ctx, "/grpc", "h2c", nil)
+			return upgrade(ctx, socket, "/grpc", "h2c", nil)
 		}),
 		bk.WithSessionDialer(func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
-			return hijack.DialHijack(ctx, "/session", proto, meta)
+			return upgrade(ctx, socket, "/session", proto, meta)
 		}))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.bk.Close()) })
 	return d
 }
+
+// upgrade makes a connection to one of the daemon's endpoints that speak something
+// other than HTTP/1.
+func upgrade(ctx context.Context, socket, path, proto string, meta map[string][]string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://docker"+path, nil)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	maps.Copy(req.Header, meta)
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", proto)
+	if err := req.Write(conn); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	in := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(in, req)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return nil, errors.Join(fmt.Errorf("POST %s: %s", path, resp.Status), conn.Close())
+	}
+	return &upgraded{conn, in}, nil
+}
+
+// An upgraded is a connection of which something may have been read ahead.
+type upgraded struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (u *upgraded) Read(b []byte) (int, error) { return u.in.Read(b) }
 
 const copyAll = "FROM scratch\nCOPY . /\n"
 

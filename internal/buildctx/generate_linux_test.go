@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -107,14 +108,14 @@ func (t *treeMaker) make(rel, full string, depth int) error {
 
 // times gives everything a time, the deepest first.
 func (t *treeMaker) times() error {
-	for i := len(t.paths) - 1; i >= 0; i-- {
+	for _, path := range slices.Backward(t.paths) {
 		sec := t.g.Int64N(2_000_000_000)
 		ts := []syscall.Timespec{{Sec: sec}, {Sec: sec, Nsec: t.g.Int64N(1_000_000_000)}}
 		if t.g.IntN(4) == 0 {
 			ts[1].Nsec = 0
 		}
-		if err := lutimes(filepath.Join(t.root, t.paths[i]), ts); err != nil {
-			return fmt.Errorf("set times of %s: %w", t.paths[i], err)
+		if err := lutimes(filepath.Join(t.root, path), ts); err != nil {
+			return fmt.Errorf("set times of %s: %w", path, err)
 		}
 	}
 	return nil

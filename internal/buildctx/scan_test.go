@@ -1,7 +1,6 @@
 package buildctx_test
 
 import (
-	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -61,7 +60,7 @@ func TestScanLimit(t *testing.T) {
 	require.NoError(t, err)
 	_, err = buildctx.Scan(t.Context(), buildctx.Options{Dir: dir, Limit: 8000})
 	var limit *buildctx.LimitError
-	require.True(t, errors.As(err, &limit))
+	require.ErrorAs(t, err, &limit)
 	require.Equal(t, []buildctx.Sized{{Path: "larger", Size: 5000}, {Path: "d/large", Size: 3000}, {Path: "small", Size: 1}}, limit.Largest)
 	require.ErrorContains(t, err, "  4.9 KiB  larger")
 }

@@ -1,7 +1,6 @@
 package dockerfile_test
 
 import (
-	"errors"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -50,7 +49,7 @@ func TestParseErrors(t *testing.T) {
 			_, err := dockerfile.Parse("Dockerfile", []byte(tt.text))
 			require.EqualError(t, err, tt.want)
 			var e *dockerfile.Error
-			require.True(t, errors.As(err, &e))
+			require.ErrorAs(t, err, &e)
 			require.Equal(t, tt.line, e.Line)
 		})
 	}

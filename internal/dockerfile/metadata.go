@@ -3,6 +3,7 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"regexp"
 	"strconv"
@@ -107,7 +108,7 @@ func (f *File) addComment(c comment) []error {
 		return nil
 	}
 	var problems []error
-	for _, word := range strings.Fields(m[1]) {
+	for word := range strings.FieldsSeq(m[1]) {
 		key, value, ok := strings.Cut(word, "=")
 		if !ok {
 			problems = append(problems, f.errorAt(c.line, "# portainer: %q is not of the form key=value", word))
@@ -167,9 +168,7 @@ func (m *Metadata) set(key, value string, line int) error {
 		return nil
 	}
 	next.Lines = map[string]int{key: line}
-	for k, l := range m.Lines {
-		next.Lines[k] = l
-	}
+	maps.Copy(next.Lines, m.Lines)
 	*m = next
 	return nil
 }

@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -153,9 +154,7 @@ func (w *sourceWalk) visit(cmd any, line int, onBuild bool) {
 		w.stage++
 		env := environment{}
 		if p := w.f.stages[w.stage].parent; p >= 0 {
-			for k, v := range w.envs[p] {
-				env[k] = v
-			}
+			maps.Copy(env, w.envs[p])
 		}
 		w.envs = append(w.envs, env)
 		return
@@ -176,9 +175,7 @@ func (w *sourceWalk) visit(cmd any, line int, onBuild bool) {
 				next[kv.Key] = variable{value, sure}
 			}
 		}
-		for k, v := range next {
-			env[k] = v
-		}
+		maps.Copy(env, next)
 	case *instructions.AddCommand:
 		w.addPaths("ADD", c.SourcePaths, line, onBuild)
 	case *instructions.CopyCommand:

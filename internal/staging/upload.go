@@ -29,9 +29,6 @@ type uploader struct {
 	store *Store
 	r     *recipe
 
-	raw    []byte // the present block
-	chunks []int  // in it
-
 	encoders sync.Pool
 	sent     int64 // valid when all is done
 }
