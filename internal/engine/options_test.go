@@ -141,6 +141,7 @@ func TestNoCacheFilter(t *testing.T) {
 			continue // it makes it BuildKit's
 		}
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			e := open(t, r.config(t, w.kind, nil))
 			req := r.request(t, "FROM BUSYBOX AS one\nRUN "+w.mount+"cat /proc/sys/kernel/random/uuid >/id\n"+
 				"FROM BUSYBOX AS two\nRUN sed s/-/:/g /proc/sys/kernel/random/uuid >/id\nFROM scratch\nCOPY --from=one /id /one\nCOPY --from=two /id /two\n")

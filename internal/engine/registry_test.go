@@ -46,6 +46,7 @@ func TestCredentials(t *testing.T) {
 	}
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			log := &recorder{}
 			cfg := r.config(t, w.kind, log)
 			cfg.Insecure = append(cfg.Insecure, private.Addr)
@@ -123,6 +124,7 @@ func TestAuthFails(t *testing.T) {
 	broken := errors.New("helper is gone")
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			cfg := r.config(t, w.kind, nil)
 			cfg.Auth = func(context.Context, string) (engine.RegistryAuth, error) { return engine.RegistryAuth{}, broken }
 			if w.kind == engine.KindBuildkitd {
@@ -206,6 +208,7 @@ func TestPushOutlastsAnOutage(t *testing.T) {
 	r := theRig(t)
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			g := newGate(t, r.registry.Addr)
 			var once sync.Once
 			reopened := make(chan error, 1)
@@ -252,6 +255,7 @@ func TestSecrets(t *testing.T) {
 			continue // a secret makes it BuildKit's
 		}
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			log := &recorder{}
 			cfg := r.config(t, w.kind, log)
 			cfg.Secrets = func(_ context.Context, id string) ([]byte, error) {

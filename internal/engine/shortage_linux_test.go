@@ -19,6 +19,7 @@ func TestOutOfMemory(t *testing.T) {
 			continue // BuildKit before Docker 23 bounds nothing, docs/engines.md says so
 		}
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			cfg := r.config(t, w.kind, nil)
 			cfg.MemMB = 48
 			cfg.CPUs = 1.5
@@ -46,6 +47,7 @@ func TestDiskFull(t *testing.T) {
 			continue // its disk is not ours to fill
 		}
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			cfg := r.config(t, w.kind, nil)
 			smallDisk(t, cfg.Sandbox)
 			e := open(t, cfg)
@@ -63,6 +65,7 @@ func TestDiskNotFull(t *testing.T) {
 	r := theRig(t)
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			e := open(t, r.config(t, w.kind, nil))
 			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"echo No space left on device; exit 1\n"))
 			var be *portainer.BuildError
