@@ -1,8 +1,6 @@
 package testmesos
 
 import (
-	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -52,35 +50,35 @@ func (m *master) accept(f *framework, call *scheduler.Call_Accept) {
 // acceptedOffers returns the offers that an ACCEPT names.
 func (m *master) acceptedOffers(f *framework, ids []mesos.OfferID) ([]*offer, error) {
 	if len(ids) == 0 {
-		return nil, errors.New("No offers specified")
+		return nil, says("No offers specified")
 	}
 	var offers []*offer
 	seen := map[string]bool{}
 	for _, id := range ids {
 		if seen[id.Value] {
-			return nil, fmt.Errorf("Duplicate offer %s in offer list", id.Value)
+			return nil, says("Duplicate offer %s in offer list", id.Value)
 		}
 		seen[id.Value] = true
 	}
 	for _, id := range ids {
 		o := m.offers[id.Value]
 		if o == nil {
-			return nil, fmt.Errorf("Offer %s is no longer valid", id.Value)
+			return nil, says("Offer %s is no longer valid", id.Value)
 		}
 		if o.framework != f {
-			return nil, fmt.Errorf("Offer %s has invalid framework %s while framework %s is expected", id.Value, o.framework.id, f.id)
+			return nil, says("Offer %s has invalid framework %s while framework %s is expected", id.Value, o.framework.id, f.id)
 		}
 		offers = append(offers, o)
 	}
 	for _, o := range offers[1:] {
 		if o.role != offers[0].role {
-			return nil, fmt.Errorf("Aggregated offers must be allocated to the same role. Offer %s uses role %s but another is using role %s",
+			return nil, says("Aggregated offers must be allocated to the same role. Offer %s uses role %s but another is using role %s",
 				o.id, o.role, offers[0].role)
 		}
 	}
 	for _, o := range offers[1:] {
 		if o.agent != offers[0].agent {
-			return nil, fmt.Errorf("Aggregated offers must belong to one single agent. Offer %s uses agent %s and agent %s",
+			return nil, says("Aggregated offers must belong to one single agent. Offer %s uses agent %s and agent %s",
 				o.id, o.agent.id, offers[0].agent.id)
 		}
 	}
@@ -226,7 +224,7 @@ func allocateOperation(op *mesos.Offer_Operation, role string) {
 	_ = eachResources(op, func(pbs []mesos.Resource) error {
 		for i := range pbs {
 			if pbs[i].AllocationInfo == nil {
-				pbs[i].AllocationInfo = &mesos.Resource_AllocationInfo{Role: ptr(role)}
+				pbs[i].AllocationInfo = &mesos.Resource_AllocationInfo{Role: new(role)}
 			}
 		}
 		return nil
@@ -258,7 +256,7 @@ func (m *master) validateTask(f *framework, a *agentRecord, t *mesos.TaskInfo, l
 		return err
 	}
 	if (t.Executor != nil) == (t.Command != nil) {
-		return errors.New("Task should have at least one (but not both) of CommandInfo or ExecutorInfo present")
+		return says("Task should have at least one (but not both) of CommandInfo or ExecutorInfo present")
 	}
 	need := newResources(t.Resources)
 	if ex := t.Executor; ex != nil {
@@ -266,21 +264,21 @@ func (m *master) validateTask(f *framework, a *agentRecord, t *mesos.TaskInfo, l
 			return err
 		}
 		if ex.Type != mesos.ExecutorInfo_UNKNOWN && ex.Type != mesos.ExecutorInfo_CUSTOM {
-			return errors.New("'ExecutorInfo.type' must be 'CUSTOM'")
+			return says("'ExecutorInfo.type' must be 'CUSTOM'")
 		}
 		if ex.Command == nil {
-			return errors.New("'ExecutorInfo.command' must be set")
+			return says("'ExecutorInfo.command' must be set")
 		}
 		own := newResources(ex.Resources)
 		if need.overlaps(own) {
-			return fmt.Errorf("There are overlapping resources in the task resources %s and executor resources %s", need, own)
+			return says("There are overlapping resources in the task resources %s and executor resources %s", need, own)
 		}
 		if a.executors[f.id][ex.ExecutorID.Value] == nil {
 			need = need.plus(own)
 		}
 	}
 	if !left.contains(need) {
-		return fmt.Errorf("Total resources %s required by task and its executor is more than available %s", need, left)
+		return says("Total resources %s required by task and its executor is more than available %s", need, left)
 	}
 	return nil
 }
@@ -292,32 +290,32 @@ func (m *master) validateTaskInfo(f *framework, a *agentRecord, t *mesos.TaskInf
 		return err
 	}
 	if f.tasks[id] != nil {
-		return fmt.Errorf("Task has duplicate ID: %s", id)
+		return says("Task has duplicate ID: %s", id)
 	}
 	if f.unreachable[id] != nil {
-		return fmt.Errorf("Task reuses the ID of an unreachable task: %s", id)
+		return says("Task reuses the ID of an unreachable task: %s", id)
 	}
 	if t.AgentID.Value != a.id {
-		return fmt.Errorf("Task uses invalid agent %s while agent %s is expected", t.AgentID.Value, a.id)
+		return says("Task uses invalid agent %s while agent %s is expected", t.AgentID.Value, a.id)
 	}
 	if p := t.KillPolicy; p != nil && p.GracePeriod != nil && p.GracePeriod.Nanoseconds < 0 {
-		return errors.New("Task's 'kill_policy.grace_period' must be non-negative")
+		return says("Task's 'kill_policy.grace_period' must be non-negative")
 	}
 	if d := t.MaxCompletionTime; d != nil && d.Nanoseconds < 0 {
-		return errors.New("Task's `max_completion_time` must be non-negative")
+		return says("Task's `max_completion_time` must be non-negative")
 	}
 	if len(t.Resources) == 0 {
-		return errors.New("Task uses no resources")
+		return says("Task uses no resources")
 	}
 	rs := newResources(t.Resources)
 	if err := validateOneRole(rs); err != nil {
-		return fmt.Errorf("Invalid task resources: %w", err)
+		return says("Invalid task resources: %w", err)
 	}
 	if err := validateRevocable(rs); err != nil {
-		return fmt.Errorf("Task mixes revocable and non-revocable resources: %w", err)
+		return says("Task mixes revocable and non-revocable resources: %w", err)
 	}
 	if err := validateCommand(t.Command); err != nil {
-		return fmt.Errorf("Task's `CommandInfo` is invalid: %w", err)
+		return says("Task's `CommandInfo` is invalid: %w", err)
 	}
 	return validateLimits(t, rs)
 }
@@ -325,8 +323,8 @@ func (m *master) validateTaskInfo(f *framework, a *agentRecord, t *mesos.TaskInf
 func validateOneRole(rs resources) error {
 	for i, r := range rs {
 		if i > 0 && r.meta.AllocationInfo.GetRole() != rs[0].meta.AllocationInfo.GetRole() {
-			return errors.New("The resources have multiple allocation roles" +
-				" ('" + r.meta.AllocationInfo.GetRole() + "' and '" + rs[0].meta.AllocationInfo.GetRole() + "') but only one allocation role is allowed")
+			return says("The resources have multiple allocation roles ('%s' and '%s') but only one allocation role is allowed",
+				r.meta.AllocationInfo.GetRole(), rs[0].meta.AllocationInfo.GetRole())
 		}
 	}
 	return nil
@@ -336,7 +334,7 @@ func validateRevocable(rs resources) error {
 	for i, r := range rs {
 		for _, s := range rs[:i] {
 			if s.meta.Name == r.meta.Name && (s.meta.Revocable == nil) != (r.meta.Revocable == nil) {
-				return fmt.Errorf("Cannot use both revocable and non-revocable '%s' at the same time", r.meta.Name)
+				return says("Cannot use both revocable and non-revocable '%s' at the same time", r.meta.Name)
 			}
 		}
 	}
@@ -351,20 +349,20 @@ func validateCommand(c *mesos.CommandInfo) error {
 		switch v.GetType() {
 		case mesos.Environment_Variable_SECRET:
 			if v.Secret == nil {
-				return fmt.Errorf("Environment variable '%s' of type 'SECRET' must have a secret set", v.Name)
+				return says("Environment variable '%s' of type 'SECRET' must have a secret set", v.Name)
 			}
 			if v.Value != nil {
-				return fmt.Errorf("Environment variable '%s' of type 'SECRET' must not have a value set", v.Name)
+				return says("Environment variable '%s' of type 'SECRET' must not have a value set", v.Name)
 			}
 		case mesos.Environment_Variable_VALUE:
 			if v.Value == nil {
-				return fmt.Errorf("Environment variable '%s' of type 'VALUE' must have a value set", v.Name)
+				return says("Environment variable '%s' of type 'VALUE' must have a value set", v.Name)
 			}
 			if v.Secret != nil {
-				return fmt.Errorf("Environment variable '%s' of type 'VALUE' must not have a secret set", v.Name)
+				return says("Environment variable '%s' of type 'VALUE' must not have a secret set", v.Name)
 			}
 		default:
-			return errors.New("Environment variable of type 'UNKNOWN' is not allowed")
+			return says("Environment variable of type 'UNKNOWN' is not allowed")
 		}
 	}
 	return nil
@@ -373,17 +371,17 @@ func validateCommand(c *mesos.CommandInfo) error {
 func validateLimits(t *mesos.TaskInfo, rs resources) error {
 	for name, limit := range t.Limits {
 		if name != "cpus" && name != "mem" {
-			return errors.New("Only cpus and mem may be included in a task's resource limits")
+			return says("Only cpus and mem may be included in a task's resource limits")
 		}
 		word, unit := "CPU", "cpu"
 		if name == "mem" {
 			word, unit = "memory", "memory"
 		}
 		if !rs.has(name) {
-			return fmt.Errorf("When a %s limit is specified, a %s request must also be specified", word, word)
+			return says("When a %s limit is specified, a %s request must also be specified", word, word)
 		}
 		if milli(min(limit.Value, 1e12)) < rs.scalar(name) {
-			return fmt.Errorf("The %s limit must be greater than or equal to the %s request", unit, unit)
+			return says("The %s limit must be greater than or equal to the %s request", unit, unit)
 		}
 	}
 	return nil
@@ -394,41 +392,41 @@ func (m *master) validateExecutor(f *framework, a *agentRecord, ex *mesos.Execut
 	switch ex.Type {
 	case mesos.ExecutorInfo_DEFAULT:
 		if ex.Command != nil {
-			return errors.New("'ExecutorInfo.command' must not be set for 'DEFAULT' executor")
+			return says("'ExecutorInfo.command' must not be set for 'DEFAULT' executor")
 		}
 		if ex.Container != nil && ex.Container.GetType() != mesos.ContainerInfo_MESOS {
-			return errors.New("'ExecutorInfo.container.type' must be 'MESOS' for 'DEFAULT' executor")
+			return says("'ExecutorInfo.container.type' must be 'MESOS' for 'DEFAULT' executor")
 		}
 	case mesos.ExecutorInfo_CUSTOM:
 		if ex.Command == nil {
-			return errors.New("'ExecutorInfo.command' must be set for 'CUSTOM' executor")
+			return says("'ExecutorInfo.command' must be set for 'CUSTOM' executor")
 		}
 	}
 	if err := validateID(ex.ExecutorID.Value); err != nil {
 		return err
 	}
 	if p := ex.ShutdownGracePeriod; p != nil && p.Nanoseconds < 0 {
-		return errors.New("ExecutorInfo's 'shutdown_grace_period' must be non-negative")
+		return says("ExecutorInfo's 'shutdown_grace_period' must be non-negative")
 	}
 	if err := validateCommand(ex.Command); err != nil {
-		return fmt.Errorf("Executor's `CommandInfo` is invalid: %w", err)
+		return says("Executor's `CommandInfo` is invalid: %w", err)
 	}
 	if ex.FrameworkID == nil {
-		return errors.New("'ExecutorInfo.framework_id' must be set")
+		return says("'ExecutorInfo.framework_id' must be set")
 	}
 	if ex.FrameworkID.Value != f.id {
-		return fmt.Errorf("ExecutorInfo has an invalid FrameworkID (Actual: %s vs Expected: %s)", ex.FrameworkID.Value, f.id)
+		return says("ExecutorInfo has an invalid FrameworkID (Actual: %s vs Expected: %s)", ex.FrameworkID.Value, f.id)
 	}
 	rs := newResources(ex.Resources)
 	if err := validateOneRole(rs); err != nil {
-		return fmt.Errorf("Invalid executor resources: %w", err)
+		return says("Invalid executor resources: %w", err)
 	}
 	if err := validateRevocable(rs); err != nil {
-		return fmt.Errorf("Executor mixes revocable and non-revocable resources: %w", err)
+		return says("Executor mixes revocable and non-revocable resources: %w", err)
 	}
 	if old := a.executors[f.id][ex.ExecutorID.Value]; old != nil && !sameExecutor(old, ex) {
 		const line = "------------------------------------------------------------\n"
-		return fmt.Errorf("ExecutorInfo is not compatible with existing ExecutorInfo with same ExecutorID.\n"+
+		return says("ExecutorInfo is not compatible with existing ExecutorInfo with same ExecutorID.\n"+
 			line+"Existing ExecutorInfo:\n%s\n"+line+"ExecutorInfo:\n%s\n"+line, old, ex)
 	}
 	return nil
@@ -454,12 +452,12 @@ func (m *master) validateGroup(f *framework, a *agentRecord, group *mesos.Offer_
 		switch {
 		case err != nil:
 		case ids[t.TaskID.Value]:
-			err = fmt.Errorf("Task has duplicate ID: %s", t.TaskID.Value)
+			err = says("Task has duplicate ID: %s", t.TaskID.Value)
 		case t.Container != nil && t.Container.GetType() == mesos.ContainerInfo_DOCKER:
-			err = errors.New("Docker ContainerInfo is not supported on the task")
+			err = says("Docker ContainerInfo is not supported on the task")
 		}
 		if err != nil {
-			return fmt.Errorf("Task '%s' is invalid: %w", t.TaskID.Value, err)
+			return says("Task '%s' is invalid: %w", t.TaskID.Value, err)
 		}
 		ids[t.TaskID.Value] = true
 	}
@@ -468,25 +466,25 @@ func (m *master) validateGroup(f *framework, a *agentRecord, group *mesos.Offer_
 		return err
 	}
 	if ex.Type == mesos.ExecutorInfo_UNKNOWN {
-		return errors.New("'ExecutorInfo.type' must be set")
+		return says("'ExecutorInfo.type' must be set")
 	}
 	if ex.Container != nil && ex.Container.GetType() == mesos.ContainerInfo_DOCKER {
-		return errors.New("Docker ContainerInfo is not supported on the executor")
+		return says("Docker ContainerInfo is not supported on the executor")
 	}
 	for _, t := range group.TaskGroup.Tasks {
 		if !sameExecutor(t.Executor, ex) {
-			return fmt.Errorf("The `ExecutorInfo` of task '%s' is different from executor '%s'", t.TaskID.Value, ex.ExecutorID.Value)
+			return says("The `ExecutorInfo` of task '%s' is different from executor '%s'", t.TaskID.Value, ex.ExecutorID.Value)
 		}
 	}
 	id := ex.ExecutorID.Value
 	if n := need.scalar("cpus"); n < minCPUs {
-		return fmt.Errorf("Executor '%s' uses less CPUs (%s) than the minimum required (0.01)", id, amount(need, "cpus", ""))
+		return says("Executor '%s' uses less CPUs (%s) than the minimum required (0.01)", id, amount(need, "cpus", ""))
 	}
 	if n := need.scalar("mem"); n < minMem {
-		return fmt.Errorf("Executor '%s' uses less memory (%s) than the minimum required (32MB)", id, amount(need, "mem", "MB"))
+		return says("Executor '%s' uses less memory (%s) than the minimum required (32MB)", id, amount(need, "mem", "MB"))
 	}
 	if !need.has("disk") {
-		return fmt.Errorf("Executor '%s' uses no disk", id)
+		return says("Executor '%s' uses no disk", id)
 	}
 	claimed = need
 	if a.executors[f.id][id] != nil {
@@ -495,14 +493,14 @@ func (m *master) validateGroup(f *framework, a *agentRecord, group *mesos.Offer_
 	for _, t := range group.TaskGroup.Tasks {
 		rs := newResources(t.Resources)
 		if claimed.overlaps(rs) {
-			return fmt.Errorf("There are overlapping resources in the task group's task resources %s and/or executor resources %s",
+			return says("There are overlapping resources in the task group's task resources %s and/or executor resources %s",
 				rs, newResources(ex.Resources))
 		}
 		claimed = claimed.plus(rs)
 		need = need.plus(rs)
 	}
 	if !left.contains(need) {
-		return fmt.Errorf("Total resources %s required by task group and its executor are more than available %s", need, left)
+		return says("Total resources %s required by task group and its executor are more than available %s", need, left)
 	}
 	return nil
 }
@@ -519,11 +517,11 @@ func amount(rs resources, name, unit string) string {
 // type was set (mesos src/master/validation.cpp, scheduler::call::validate).
 func validateCall(call *scheduler.Call, typed bool, principal string) error {
 	if !typed {
-		return errors.New("Expecting 'type' to be present")
+		return says("Expecting 'type' to be present")
 	}
 	present := func(name string, ok bool) error {
 		if !ok {
-			return fmt.Errorf("Expecting '%s' to be present", name)
+			return says("Expecting '%s' to be present", name)
 		}
 		return nil
 	}
@@ -533,7 +531,7 @@ func validateCall(call *scheduler.Call, typed bool, principal string) error {
 		}
 		info := call.Subscribe.FrameworkInfo
 		if call.FrameworkID.GetValue() != info.GetID().GetValue() {
-			return errors.New("'framework_id' differs from 'subscribe.framework_info.id'")
+			return says("'framework_id' differs from 'subscribe.framework_info.id'")
 		}
 		return validatePrincipal(info, principal)
 	}
@@ -546,7 +544,7 @@ func validateCall(call *scheduler.Call, typed bool, principal string) error {
 			return present("update_framework", false)
 		}
 		if call.FrameworkID.Value != call.UpdateFramework.FrameworkInfo.GetID().GetValue() {
-			return errors.New("'framework_id' differs from 'update_framework.framework_info.id'")
+			return says("'framework_id' differs from 'update_framework.framework_info.id'")
 		}
 		return validatePrincipal(&call.UpdateFramework.FrameworkInfo, principal)
 	case scheduler.Call_ACKNOWLEDGE:
@@ -554,7 +552,7 @@ func validateCall(call *scheduler.Call, typed bool, principal string) error {
 			return present("acknowledge", false)
 		}
 		if !validUUID(call.Acknowledge.UUID) {
-			return errors.New("Not a valid UUID")
+			return says("Not a valid UUID")
 		}
 	case scheduler.Call_ACKNOWLEDGE_OPERATION_STATUS:
 		return present("acknowledge_operation_status", call.AcknowledgeOperationStatus != nil)
@@ -584,7 +582,7 @@ func validateCall(call *scheduler.Call, typed bool, principal string) error {
 
 func validatePrincipal(info *mesos.FrameworkInfo, principal string) error {
 	if principal != "" && info.Principal != nil && *info.Principal != principal {
-		return fmt.Errorf("Authenticated principal '%s' does not match principal '%s' set in `FrameworkInfo`", principal, *info.Principal)
+		return says("Authenticated principal '%s' does not match principal '%s' set in `FrameworkInfo`", principal, *info.Principal)
 	}
 	return nil
 }

@@ -259,7 +259,7 @@ type missingTask struct {
 func (a *Agent) describe(id string) *mesos.AgentInfo {
 	info := &mesos.AgentInfo{
 		Hostname:   a.cfg.Hostname,
-		Port:       ptr(int32(a.server.address.port)),
+		Port:       new(int32(a.server.address.port)),
 		Resources:  a.total.proto(),
 		Attributes: a.attrs,
 	}
@@ -865,8 +865,8 @@ func (a *Agent) commandExecutor(f *agentFramework, t *mesos.TaskInfo) *mesos.Exe
 		FrameworkID: &mesos.FrameworkID{Value: f.id},
 		Command:     t.Command,
 		Container:   t.Container,
-		Name:        ptr(fmt.Sprintf("Command Executor (Task: %s) (Command: sh -c '%s')", t.TaskID.Value, short)),
-		Source:      ptr(t.TaskID.Value),
+		Name:        new(fmt.Sprintf("Command Executor (Task: %s) (Command: sh -c '%s')", t.TaskID.Value, short)),
+		Source:      new(t.TaskID.Value),
 	}
 }
 

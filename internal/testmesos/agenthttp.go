@@ -2,7 +2,6 @@ package testmesos
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -136,11 +135,11 @@ func (a *Agent) refuseFile(w http.ResponseWriter) bool {
 func validateAgentCall(call *agent.Call, typed bool) error {
 	switch {
 	case !typed:
-		return errors.New("Expecting 'type' to be present")
+		return says("Expecting 'type' to be present")
 	case call.Type == agent.Call_READ_FILE && call.ReadFile == nil:
-		return errors.New("Expecting 'read_file' to be present")
+		return says("Expecting 'read_file' to be present")
 	case call.Type == agent.Call_LIST_FILES && call.ListFiles == nil:
-		return errors.New("Expecting 'list_files' to be present")
+		return says("Expecting 'list_files' to be present")
 	}
 	return nil
 }
@@ -269,20 +268,20 @@ func (a *Agent) handleExecutorCall(call *executor.Call, claims *tokenClaims) *re
 // src/common/validation.cpp, validateExecutorCall).
 func validateExecutorCall(call *executor.Call, typed bool) error {
 	if !typed {
-		return errors.New("Expecting 'type' to be present")
+		return says("Expecting 'type' to be present")
 	}
 	switch call.Type {
 	case executor.Call_SUBSCRIBE:
 		if call.Subscribe == nil {
-			return errors.New("Expecting 'subscribe' to be present")
+			return says("Expecting 'subscribe' to be present")
 		}
 	case executor.Call_MESSAGE:
 		if call.Message == nil {
-			return errors.New("Expecting 'message' to be present")
+			return says("Expecting 'message' to be present")
 		}
 	case executor.Call_UPDATE:
 		if call.Update == nil {
-			return errors.New("Expecting 'update' to be present")
+			return says("Expecting 'update' to be present")
 		}
 		return validateExecutorStatus(call, &call.Update.Status)
 	}
@@ -293,15 +292,15 @@ func validateExecutorStatus(call *executor.Call, s *mesos.TaskStatus) error {
 	who := fmt.Sprintf("from executor %s of framework %s", call.ExecutorID.Value, call.FrameworkID.Value)
 	switch {
 	case s.UUID == nil:
-		return errors.New("Expecting 'uuid' to be present")
+		return says("Expecting 'uuid' to be present")
 	case !validUUID(s.UUID):
-		return errors.New("Not a valid UUID")
+		return says("Not a valid UUID")
 	case s.ExecutorID != nil && s.ExecutorID.Value != call.ExecutorID.Value:
-		return fmt.Errorf("ExecutorID in Call: %s does not match ExecutorID in TaskStatus: %s", call.ExecutorID.Value, s.ExecutorID.Value)
+		return says("ExecutorID in Call: %s does not match ExecutorID in TaskStatus: %s", call.ExecutorID.Value, s.ExecutorID.Value)
 	case s.GetSource() != mesos.SOURCE_EXECUTOR:
-		return fmt.Errorf("Received Call %s with invalid source, expecting 'SOURCE_EXECUTOR'", who)
+		return says("Received Call %s with invalid source, expecting 'SOURCE_EXECUTOR'", who)
 	case s.GetState() == mesos.TASK_STAGING:
-		return fmt.Errorf("Received TASK_STAGING %s which is not allowed", who)
+		return says("Received TASK_STAGING %s which is not allowed", who)
 	}
 	return nil
 }

@@ -252,8 +252,8 @@ func (o *offer) proto() mesos.Offer {
 		Hostname:    o.agent.info.Hostname,
 		URL: &mesos.URL{
 			Scheme:  "http", // also with TLS, see mesos src/master/master.cpp
-			Address: mesos.Address{Hostname: ptr(o.agent.info.Hostname), IP: ptr(addr.ip), Port: int32(addr.port)},
-			Path:    ptr("/slave(1)"),
+			Address: mesos.Address{Hostname: new(o.agent.info.Hostname), IP: new(addr.ip), Port: int32(addr.port)},
+			Path:    new("/slave(1)"),
 		},
 		Resources:      o.resources.protoFor(o.framework.caps),
 		Attributes:     o.agent.info.Attributes,
@@ -263,7 +263,7 @@ func (o *offer) proto() mesos.Offer {
 		pb.ExecutorIDs = append(pb.ExecutorIDs, mesos.ExecutorID{Value: id})
 	}
 	if o.framework.caps.multiRole {
-		pb.AllocationInfo = &mesos.Resource_AllocationInfo{Role: ptr(o.role)}
+		pb.AllocationInfo = &mesos.Resource_AllocationInfo{Role: new(o.role)}
 	}
 	return pb
 }

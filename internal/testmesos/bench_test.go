@@ -39,7 +39,7 @@ func runTasks(tb testing.TB, f *framework, n int, prefix string) {
 				}
 				call := acceptCall(o, tasks...)
 				if launched == n {
-					call.Accept.Filters = &mesos.Filters{RefuseSeconds: ptr(3600.0)}
+					call.Accept.Filters = &mesos.Filters{RefuseSeconds: new(3600.0)}
 				}
 				f.call(call)
 			}

@@ -28,9 +28,6 @@ const (
 	patience     = 20 * time.Second
 )
 
-// A marshaler is a message that can be sent.
-type marshaler interface{ Marshal() ([]byte, error) }
-
 // readRecord reads one RecordIO record.
 func readRecord(r *bufio.Reader) ([]byte, error) {
 	head, err := r.ReadString('\n')
@@ -76,7 +73,7 @@ func newFramework(t testing.TB, c *testmesos.Cluster, change func(*mesos.Framewo
 			Transport:     &http.Transport{Proxy: nil},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		info: &mesos.FrameworkInfo{User: "nobody", Name: t.Name(), Checkpoint: ptr(true), FailoverTimeout: ptr(600.0)},
+		info: &mesos.FrameworkInfo{User: "nobody", Name: t.Name(), Checkpoint: new(true), FailoverTimeout: new(600.0)},
 	}
 	if change != nil {
 		change(f.info)
@@ -98,8 +95,6 @@ func (f *framework) close() {
 	}
 	f.client.CloseIdleConnections()
 }
-
-func ptr[T any](v T) *T { return &v }
 
 // post sends a call without looking at the answer.
 func (f *framework) post(ctx context.Context, call *scheduler.Call) (*http.Response, error) {
@@ -313,7 +308,7 @@ func (f *framework) decline(o mesos.Offer, seconds float64) {
 }
 
 func scalar(name string, v float64) mesos.Resource {
-	return mesos.Resource{Name: name, Type: ptr(mesos.SCALAR), Scalar: &mesos.Value_Scalar{Value: v}}
+	return mesos.Resource{Name: name, Type: new(mesos.SCALAR), Scalar: &mesos.Value_Scalar{Value: v}}
 }
 
 // taskFor makes a task for an executor of its own that does what script says,
@@ -332,7 +327,7 @@ func taskFor(o mesos.Offer, id, script string) mesos.TaskInfo {
 		Executor: &mesos.ExecutorInfo{
 			Type:       mesos.ExecutorInfo_CUSTOM,
 			ExecutorID: mesos.ExecutorID{Value: "x-" + id},
-			Command:    &mesos.CommandInfo{Shell: ptr(false), Value: ptr(self), Arguments: []string{"executor"}},
+			Command:    &mesos.CommandInfo{Shell: new(false), Value: new(self), Arguments: []string{"executor"}},
 			Resources:  []mesos.Resource{scalar("cpus", 0.1), scalar("mem", 32)},
 		},
 	}
@@ -342,7 +337,7 @@ func taskFor(o mesos.Offer, id, script string) mesos.TaskInfo {
 func commandFor(o mesos.Offer, id, shell string) mesos.TaskInfo {
 	t := taskFor(o, id, "")
 	t.Executor = nil
-	t.Command = &mesos.CommandInfo{Value: ptr(shell)}
+	t.Command = &mesos.CommandInfo{Value: new(shell)}
 	return t
 }
 
@@ -356,7 +351,7 @@ func acceptCall(o mesos.Offer, tasks ...mesos.TaskInfo) *scheduler.Call {
 	return &scheduler.Call{Type: scheduler.Call_ACCEPT, Accept: &scheduler.Call_Accept{
 		OfferIDs:   []mesos.OfferID{o.ID},
 		Operations: []mesos.Offer_Operation{{Type: mesos.Offer_Operation_LAUNCH, Launch: &mesos.Offer_Operation_Launch{TaskInfos: tasks}}},
-		Filters:    &mesos.Filters{RefuseSeconds: ptr(0.0)},
+		Filters:    &mesos.Filters{RefuseSeconds: new(0.0)},
 	}}
 }
 

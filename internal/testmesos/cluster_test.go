@@ -199,7 +199,7 @@ func TestLaunchOnReservedResources(t *testing.T) {
 	o := f.offer()
 	t1 := taskFor(o, "t1", "run")
 	t1.Resources = []mesos.Resource{scalar("cpus", 2), scalar("mem", 32)}
-	t1.Resources[0].Role = ptr("a")
+	t1.Resources[0].Role = new("a")
 	f.accept(o, t1)
 	f.acked("t1", mesos.TASK_RUNNING)
 	o = f.offer()
@@ -239,7 +239,7 @@ func TestSeveralExecutorsAndPortsInOneAccept(t *testing.T) {
 	o := f.offer()
 	withPort := func(id string, port uint64) mesos.TaskInfo {
 		ti := taskFor(o, id, "run")
-		ti.Resources = append(ti.Resources, mesos.Resource{Name: "ports", Type: ptr(mesos.RANGES),
+		ti.Resources = append(ti.Resources, mesos.Resource{Name: "ports", Type: new(mesos.RANGES),
 			Ranges: &mesos.Value_Ranges{Range: []mesos.Value_Range{{Begin: port, End: port}}}})
 		return ti
 	}
@@ -334,7 +334,7 @@ func TestUpdateFramework(t *testing.T) {
 		require.NoError(t, err)
 		return resp.StatusCode, string(b)
 	}
-	code, text := update(func(info *mesos.FrameworkInfo) { info.Checkpoint = ptr(false) })
+	code, text := update(func(info *mesos.FrameworkInfo) { info.Checkpoint = new(false) })
 	require.Equal(t, http.StatusBadRequest, code)
 	require.Equal(t, "FrameworkInfo update is not valid: Updating 'FrameworkInfo.checkpoint' is unsupported;"+
 		" attempted to update from 'true' to 'false'", text)
@@ -552,7 +552,7 @@ func TestFetcher(t *testing.T) {
 	s, out := run("t1", "cat d/link z/file && ./bin/tool && ls -l a.tar.gz",
 		mesos.CommandInfo_URI{Value: web.URL + "/a.tar.gz"},
 		mesos.CommandInfo_URI{Value: web.URL + "/b.zip"},
-		mesos.CommandInfo_URI{Value: web.URL + "/moved", OutputFile: ptr("bin/tool"), Executable: ptr(true)})
+		mesos.CommandInfo_URI{Value: web.URL + "/moved", OutputFile: new("bin/tool"), Executable: new(true)})
 	require.Equal(t, mesos.TASK_FINISHED, s.GetState(), s.GetMessage())
 	require.True(t, strings.HasPrefix(out, "tarziptool\n"), out)
 

@@ -77,16 +77,16 @@ func (r *commandRunner) report(state mesos.TaskState, text string) {
 	id := newUUID()
 	s := &mesos.TaskStatus{
 		TaskID:    r.task.TaskID,
-		State:     ptr(state),
-		Source:    ptr(mesos.SOURCE_EXECUTOR),
+		State:     new(state),
+		Source:    new(mesos.SOURCE_EXECUTOR),
 		Timestamp: now(),
 		UUID:      id[:],
 	}
 	if text != "" {
-		s.Message = ptr(text)
+		s.Message = new(text)
 	}
 	if state == mesos.TASK_RUNNING && r.task.HealthCheck != nil {
-		s.Healthy = ptr(true)
+		s.Healthy = new(true)
 	}
 	r.a.fromContainer(func() { r.a.onStatus(r.x.framework.id, s, r.x) })
 }

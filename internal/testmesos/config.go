@@ -117,7 +117,7 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	var errs []error
 	if c.Masters < 0 {
-		errs = append(errs, fmt.Errorf("Masters is %d, want at least 1", c.Masters))
+		errs = append(errs, says("Masters is %d, want at least 1", c.Masters))
 	}
 	for _, d := range []struct {
 		name  string

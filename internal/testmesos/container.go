@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -228,9 +229,7 @@ func (a *Agent) environment(x *agentExecutor) []string {
 // src/slave/slave.cpp, executorEnvironment).
 func (a *Agent) agentVariables(x *agentExecutor) map[string]string {
 	env := map[string]string{"LIBPROCESS_IP": a.server.address.ip}
-	for k, v := range a.c.cfg.ExecutorEnvironment {
-		env[k] = v
-	}
+	maps.Copy(env, a.c.cfg.ExecutorEnvironment)
 	env["LIBPROCESS_PORT"] = "0"
 	env["MESOS_FRAMEWORK_ID"] = x.framework.id
 	env["MESOS_EXECUTOR_ID"] = x.id

@@ -3,7 +3,6 @@ package testmesos
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,7 +64,7 @@ type dockerRun struct {
 func (a *Agent) dockerRun(x *agentExecutor) (*dockerRun, error) {
 	info := x.info.Container.Docker
 	if info == nil {
-		return nil, errors.New("No docker info found in container info")
+		return nil, says("No docker info found in container info")
 	}
 	d := &dockerRun{
 		client: a.cfg.Docker,
@@ -154,12 +153,12 @@ func dockerVolumes(c *mesos.ContainerInfo, sandbox string) ([]string, error) {
 			inside = path.Join(dockerSandbox, inside)
 		}
 		if v.HostPath == nil {
-			return nil, errors.New("Host path or volume source is required")
+			return nil, says("Host path or volume source is required")
 		}
 		host := *v.HostPath
 		if !path.IsAbs(host) {
 			if !path.IsAbs(v.ContainerPath) {
-				return nil, fmt.Errorf("Both host_path '%s' and container_path '%s' of a volume are relative", host, v.ContainerPath)
+				return nil, says("Both host_path '%s' and container_path '%s' of a volume are relative", host, v.ContainerPath)
 			}
 			host = filepath.Join(sandbox, host)
 			if err := os.MkdirAll(host, 0o755); err != nil {
@@ -185,7 +184,7 @@ func dockerNetwork(c *mesos.ContainerInfo, requests resources) (network string, 
 			network = "none"
 		case mesos.ContainerInfo_DockerInfo_USER:
 			if len(c.NetworkInfos) != 1 || c.NetworkInfos[0].Name == nil {
-				return "", nil, errors.New("No network name found in network info")
+				return "", nil, says("No network name found in network info")
 			}
 			network = *c.NetworkInfos[0].Name
 		}
@@ -197,13 +196,13 @@ func dockerNetwork(c *mesos.ContainerInfo, requests resources) (network string, 
 	}
 	if c.Hostname != nil {
 		if network == "host" {
-			return "", nil, errors.New("Unable to set hostname with host network mode")
+			return "", nil, says("Unable to set hostname with host network mode")
 		}
 		options = append(options, "--hostname", *c.Hostname)
 	}
 	for _, m := range c.Docker.PortMappings {
 		if network == "host" || network == "none" {
-			return "", nil, errors.New("Port mappings are only supported for bridge and user-defined networks")
+			return "", nil, says("Port mappings are only supported for bridge and user-defined networks")
 		}
 		offered := slices.ContainsFunc(requests, func(r resource) bool {
 			return r.meta.Name == "ports" && slices.ContainsFunc(r.ranges, func(s span) bool {
@@ -211,7 +210,7 @@ func dockerNetwork(c *mesos.ContainerInfo, requests resources) (network string, 
 			})
 		})
 		if !offered {
-			return "", nil, fmt.Errorf("Port [%d] not included in resources", m.HostPort)
+			return "", nil, says("Port [%d] not included in resources", m.HostPort)
 		}
 		mapping := fmt.Sprintf("%d:%d", m.HostPort, m.ContainerPort)
 		if m.Protocol != nil {
@@ -240,7 +239,7 @@ func (d *dockerRun) fetchImage(ctx context.Context) error {
 	pull := d.command(ctx, "pull", image)
 	pull.Stderr = &stderr
 	if err := pull.Run(); err != nil {
-		return fmt.Errorf("Failed to run '%s': %w; stderr='%s'", strings.Join(pull.Args, " "), err, strings.TrimSpace(stderr.String()))
+		return says("Failed to run '%s': %w; stderr='%s'", strings.Join(pull.Args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return nil
 }

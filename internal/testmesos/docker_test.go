@@ -36,22 +36,22 @@ func dockerTask(o mesos.Offer, id, shell, image string) mesos.TaskInfo {
 	ti.Resources = []mesos.Resource{scalar("cpus", 0.5), scalar("mem", 256)}
 	ti.Executor.Resources = []mesos.Resource{scalar("cpus", 0.1), scalar("mem", 64)}
 	ti.Executor.Command = &mesos.CommandInfo{
-		Value: ptr(shell),
+		Value: new(shell),
 		Environment: &mesos.Environment{Variables: []mesos.Environment_Variable{
-			{Name: "OWN", Value: ptr("value")}, {Name: "MESOS_CHECKPOINT", Value: ptr("mine")},
+			{Name: "OWN", Value: new("value")}, {Name: "MESOS_CHECKPOINT", Value: new("mine")},
 		}},
 	}
 	ti.Executor.Container = &mesos.ContainerInfo{
-		Type: ptr(mesos.ContainerInfo_DOCKER),
+		Type: new(mesos.ContainerInfo_DOCKER),
 		Docker: &mesos.ContainerInfo_DockerInfo{
 			Image:      image,
-			Privileged: ptr(true),
-			Network:    ptr(mesos.ContainerInfo_DockerInfo_BRIDGE),
+			Privileged: new(true),
+			Network:    new(mesos.ContainerInfo_DockerInfo_BRIDGE),
 			Parameters: []mesos.Parameter{{Key: "security-opt", Value: "seccomp=unconfined"}},
 		},
 		Volumes: []mesos.Volume{
-			{ContainerPath: "/var/lib/portainer", HostPath: ptr("cache"), Mode: ptr(mesos.RW)},
-			{ContainerPath: "/host-etc", HostPath: ptr("/etc"), Mode: ptr(mesos.RO)},
+			{ContainerPath: "/var/lib/portainer", HostPath: new("cache"), Mode: new(mesos.RW)},
+			{ContainerPath: "/host-etc", HostPath: new("/etc"), Mode: new(mesos.RO)},
 		},
 	}
 	return ti
@@ -154,17 +154,17 @@ func TestDockerContainerizer(t *testing.T) {
 func TestContainersThatNobodyTakes(t *testing.T) {
 	c := start(t, fast(1))
 	f := subscribed(t, c, nil)
-	image := &mesos.Image{Type: ptr(mesos.Image_DOCKER), Docker: &mesos.Image_Docker{Name: "image"}}
+	image := &mesos.Image{Type: new(mesos.Image_DOCKER), Docker: &mesos.Image_Docker{Name: "image"}}
 	for _, tt := range []struct {
 		id        string
 		container *mesos.ContainerInfo
 		text      string
 	}{
-		{"docker", &mesos.ContainerInfo{Type: ptr(mesos.ContainerInfo_DOCKER), Docker: &mesos.ContainerInfo_DockerInfo{Image: "image"}},
+		{"docker", &mesos.ContainerInfo{Type: new(mesos.ContainerInfo_DOCKER), Docker: &mesos.ContainerInfo_DockerInfo{Image: "image"}},
 			"Abnormal executor termination: unknown container"},
-		{"image", &mesos.ContainerInfo{Type: ptr(mesos.ContainerInfo_MESOS), Mesos: &mesos.ContainerInfo_MesosInfo{Image: image}},
+		{"image", &mesos.ContainerInfo{Type: new(mesos.ContainerInfo_MESOS), Mesos: &mesos.ContainerInfo_MesosInfo{Image: image}},
 			"Failed to launch container: Container root filesystems not supported"},
-		{"volume", &mesos.ContainerInfo{Type: ptr(mesos.ContainerInfo_MESOS), Volumes: []mesos.Volume{{ContainerPath: "/x", Mode: ptr(mesos.RW)}}},
+		{"volume", &mesos.ContainerInfo{Type: new(mesos.ContainerInfo_MESOS), Volumes: []mesos.Volume{{ContainerPath: "/x", Mode: new(mesos.RW)}}},
 			"Failed to launch container: Volumes in ContainerInfo is not supported"},
 	} {
 		o := f.offer()
@@ -175,7 +175,7 @@ func TestContainersThatNobodyTakes(t *testing.T) {
 	}
 	o := f.offer()
 	ti := taskFor(o, "plain", "run")
-	ti.Executor.Container = &mesos.ContainerInfo{Type: ptr(mesos.ContainerInfo_MESOS)}
+	ti.Executor.Container = &mesos.ContainerInfo{Type: new(mesos.ContainerInfo_MESOS)}
 	f.accept(o, ti)
 	f.acked("plain", mesos.TASK_RUNNING)
 }

@@ -1,7 +1,6 @@
 package testmesos_test
 
 import (
-	"errors"
 	"io"
 	"net/http"
 	"reflect"
@@ -144,7 +143,8 @@ func TestInterfereWithUpdates(t *testing.T) {
 		f := subscribed(t, c, nil)
 		o := f.offer()
 		f.accept(o, taskFor(o, "t1", "run"))
-		require.Equal(t, f.update("t1").UUID, f.update("t1").UUID)
+		first := f.update("t1").UUID
+		require.Equal(t, first, f.update("t1").UUID)
 	})
 	t.Run("acknowledgement lost", func(t *testing.T) {
 		c := start(t, fast(1))
@@ -244,7 +244,7 @@ func TestInterfereWithStreams(t *testing.T) {
 		c.SeverScheduler("")
 		err := f.end()
 		require.Error(t, err)
-		require.False(t, errors.Is(err, io.EOF), "not the end of a stream: %v", err)
+		require.NotErrorIs(t, err, io.EOF, "that would be the end of a stream")
 	})
 	t.Run("executor's stream cut", func(t *testing.T) {
 		c := start(t, fast(1))

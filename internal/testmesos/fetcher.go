@@ -32,11 +32,11 @@ func (f *fetcher) fetch(ctx context.Context, uris []mesos.CommandInfo_URI, dir, 
 	for _, u := range uris {
 		name, err := outputName(u)
 		if err != nil {
-			return fmt.Errorf("Could not fetch: %w", err)
+			return says("Could not fetch: %w", err)
 		}
 		if err := f.fetchOne(ctx, u, dir, name); err != nil {
 			fmt.Fprintf(log, "Failed to fetch '%s': %v\n", u.Value, err)
-			return fmt.Errorf("Failed to fetch all URIs for container '%s': exited with status 1", container)
+			return says("Failed to fetch all URIs for container '%s': exited with status 1", container)
 		}
 		fmt.Fprintf(log, "Fetched '%s' to '%s'\n", u.Value, filepath.Join(dir, name))
 	}
@@ -48,16 +48,16 @@ func (f *fetcher) fetch(ctx context.Context, uris []mesos.CommandInfo_URI, dir, 
 func outputName(u mesos.CommandInfo_URI) (string, error) {
 	if out := u.GetOutputFile(); out != "" {
 		if filepath.IsAbs(out) || strings.HasPrefix(path.Clean(out), "..") {
-			return "", errors.New("URI output file must be within the sandbox directory")
+			return "", says("URI output file must be within the sandbox directory")
 		}
 		return out, nil
 	}
 	if strings.ContainsAny(u.Value, "\\'\x00") {
-		return "", fmt.Errorf("Invalid URI '%s'", u.Value)
+		return "", says("Invalid URI '%s'", u.Value)
 	}
 	name := u.Value[strings.LastIndexByte(u.Value, '/')+1:]
 	if name == "" || name == "." || name == ".." {
-		return "", fmt.Errorf("Malformed URI (missing path): %s", u.Value)
+		return "", says("Malformed URI (missing path): %s", u.Value)
 	}
 	return name, nil
 }
@@ -108,7 +108,7 @@ func copyFile(ctx context.Context, source, target string) error {
 		return err
 	}
 	if info.IsDir() {
-		return fmt.Errorf("'%s' is a directory", source)
+		return says("'%s' is a directory", source)
 	}
 	out, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, info.Mode().Perm())
 	if err != nil {

@@ -95,7 +95,7 @@ func (f *files) read(virtual string, offset, length int64) (size int64, data []b
 		return 0, nil, err
 	}
 	if info.IsDir() {
-		return 0, nil, errors.New("Cannot read a directory.\n")
+		return 0, nil, says("Cannot read a directory.\n")
 	}
 	size = info.Size()
 	if offset < 0 || offset >= size || length == 0 {
@@ -130,10 +130,10 @@ func (f *files) list(virtual string) ([]mesos.FileInfo, error) {
 		}
 		infos = append(infos, mesos.FileInfo{
 			Path:  path.Join(virtual, e.Name()),
-			Nlink: ptr(int32(1)),
-			Size_: ptr(uint64(info.Size())),
+			Nlink: new(int32(1)),
+			Size_: new(uint64(info.Size())),
 			Mtime: &mesos.TimeInfo{Nanoseconds: info.ModTime().UnixNano()},
-			Mode:  ptr(unixMode(info.Mode())),
+			Mode:  new(unixMode(info.Mode())),
 		})
 	}
 	return infos, nil

@@ -1,8 +1,6 @@
 package testmesos
 
 import (
-	"errors"
-	"fmt"
 	"math"
 	"slices"
 	"sort"
@@ -114,7 +112,7 @@ func rolesOf(info *mesos.FrameworkInfo, c capabilities) []string {
 func validateFramework(info *mesos.FrameworkInfo) error {
 	if capabilitiesOf(info).multiRole {
 		if info.Role != nil {
-			return errors.New("'FrameworkInfo.role' must not be set when the framework is MULTI_ROLE capable")
+			return says("'FrameworkInfo.role' must not be set when the framework is MULTI_ROLE capable")
 		}
 		var twice []string
 		for i, role := range info.Roles {
@@ -123,19 +121,19 @@ func validateFramework(info *mesos.FrameworkInfo) error {
 			}
 		}
 		if len(twice) > 0 {
-			return fmt.Errorf("'FrameworkInfo.roles' contains duplicate items: %s", formatSet(twice))
+			return says("'FrameworkInfo.roles' contains duplicate items: %s", formatSet(twice))
 		}
 		for _, role := range info.Roles {
 			if err := validateRole(role); err != nil {
-				return fmt.Errorf("'FrameworkInfo.roles' contains invalid role: %w", err)
+				return says("'FrameworkInfo.roles' contains invalid role: %w", err)
 			}
 		}
 	} else {
 		if len(info.Roles) > 0 {
-			return errors.New("'FrameworkInfo.roles' must not be set when the framework is not MULTI_ROLE capable")
+			return says("'FrameworkInfo.roles' must not be set when the framework is not MULTI_ROLE capable")
 		}
 		if err := validateRole(info.GetRole()); err != nil {
-			return fmt.Errorf("'FrameworkInfo.role' is not a valid role: %w", err)
+			return says("'FrameworkInfo.role' is not a valid role: %w", err)
 		}
 	}
 	if info.ID != nil && info.ID.Value != "" {
@@ -144,7 +142,7 @@ func validateFramework(info *mesos.FrameworkInfo) error {
 		}
 	}
 	if t := info.GetFailoverTimeout(); math.IsNaN(t) || math.Abs(t)*1e9 >= math.MaxInt64 {
-		return fmt.Errorf("The framework failover_timeout (%s) is invalid", strconv.FormatFloat(t, 'g', 6, 64))
+		return says("The framework failover_timeout (%s) is invalid", strconv.FormatFloat(t, 'g', 6, 64))
 	}
 	return nil
 }
@@ -157,7 +155,7 @@ func validateSuppressed(suppressed, roles []string) error {
 		}
 	}
 	if len(unknown) > 0 {
-		return fmt.Errorf("Suppressed roles %s are not contained in the set of roles", formatSet(unknown))
+		return says("Suppressed roles %s are not contained in the set of roles", formatSet(unknown))
 	}
 	return nil
 }
@@ -173,12 +171,12 @@ func formatSet(items []string) string {
 func validateUpdate(old, info *mesos.FrameworkInfo) error {
 	switch {
 	case old.GetPrincipal() != info.GetPrincipal():
-		return errors.New("Changing framework's principal is not allowed.")
+		return says("Changing framework's principal is not allowed.")
 	case old.User != info.User:
-		return fmt.Errorf("Updating 'FrameworkInfo.user' is unsupported; attempted to update from '%s' to '%s'",
+		return says("Updating 'FrameworkInfo.user' is unsupported; attempted to update from '%s' to '%s'",
 			old.User, info.User)
 	case old.GetCheckpoint() != info.GetCheckpoint():
-		return fmt.Errorf("Updating 'FrameworkInfo.checkpoint' is unsupported; attempted to update from '%t' to '%t'",
+		return says("Updating 'FrameworkInfo.checkpoint' is unsupported; attempted to update from '%t' to '%t'",
 			old.GetCheckpoint(), info.GetCheckpoint())
 	}
 	return nil
@@ -201,8 +199,8 @@ func (f *framework) configure(info *mesos.FrameworkInfo, suppressed []string) {
 // and failover_timeout are spelled out.
 func (f *framework) internalInfo() *mesos.FrameworkInfo {
 	info := clone(f.info)
-	info.Checkpoint = ptr(info.GetCheckpoint())
-	info.FailoverTimeout = ptr(info.GetFailoverTimeout())
+	info.Checkpoint = new(info.GetCheckpoint())
+	info.FailoverTimeout = new(info.GetFailoverTimeout())
 	return info
 }
 

@@ -173,7 +173,7 @@ func parseJSON(text []byte) (any, error) {
 		return nil, fmt.Errorf("syntax error at line %d near: %s", line, near)
 	}
 	if rest := bytes.TrimSpace(text[d.InputOffset():]); len(rest) > 0 {
-		return nil, fmt.Errorf("Parsed JSON included non-whitespace trailing characters: %s", rest)
+		return nil, says("Parsed JSON included non-whitespace trailing characters: %s", rest)
 	}
 	return v, nil
 }
@@ -183,14 +183,14 @@ func parseJSON(text []byte) (any, error) {
 func unmarshalJSON(value any, m message, typeField string) (typed bool, err error) {
 	object, ok := value.(map[string]any)
 	if !ok {
-		return false, errors.New("Expecting a JSON object")
+		return false, says("Expecting a JSON object")
 	}
 	set, err := decodeObject(object, reflect.ValueOf(m).Elem())
 	if err != nil {
 		return false, err
 	}
 	if missing := set.missing(""); len(missing) > 0 {
-		return false, fmt.Errorf("Missing required fields: %s", strings.Join(missing, ", "))
+		return false, says("Missing required fields: %s", strings.Join(missing, ", "))
 	}
 	return set.has[typeField], nil
 }
@@ -320,14 +320,14 @@ func (s *setFields) decodeString(f field, value string, v reflect.Value) error {
 	case f.bytes:
 		b, err := base64.StdEncoding.DecodeString(value)
 		if err != nil {
-			return fmt.Errorf("Failed to base64 decode bytes field '%s': %w", f.name, err)
+			return says("Failed to base64 decode bytes field '%s': %w", f.name, err)
 		}
 		v.SetBytes(b)
 	case f.enum != nil:
 		n, ok := f.enum.numbers[value]
 		if !ok {
 			if f.required {
-				return fmt.Errorf("Failed to find enum for '%s'", value)
+				return says("Failed to find enum for '%s'", value)
 			}
 			return nil // an unknown name counts as unset
 		}
@@ -336,7 +336,7 @@ func (s *setFields) decodeString(f field, value string, v reflect.Value) error {
 		v.SetString(value)
 	case v.Kind() == reflect.Bool:
 		if value != "true" && value != "false" {
-			return fmt.Errorf("Failed to parse '%s' as a JSON boolean for field '%s': ", value, f.name)
+			return says("Failed to parse '%s' as a JSON boolean for field '%s': ", value, f.name)
 		}
 		v.SetBool(value == "true")
 	case v.Kind() == reflect.Float64 && (value == "Infinity" || value == "-Infinity"):
@@ -348,10 +348,10 @@ func (s *setFields) decodeString(f field, value string, v reflect.Value) error {
 		number, err := parseJSON([]byte(value))
 		n, ok := number.(json.Number)
 		if err == nil && !ok {
-			err = errors.New("Unexpected JSON type found")
+			err = says("Unexpected JSON type found")
 		}
 		if err != nil {
-			return fmt.Errorf("Failed to parse '%s' as a JSON number for field '%s': %w", value, f.name, err)
+			return says("Failed to parse '%s' as a JSON number for field '%s': %w", value, f.name, err)
 		}
 		return s.decodeNumber(f, n, v)
 	}
@@ -387,5 +387,5 @@ func (s *setFields) decodeNumber(f field, n json.Number, v reflect.Value) error 
 }
 
 func unexpected(kind string, f field) error {
-	return fmt.Errorf("Not expecting a JSON %s for field '%s'", kind, f.name)
+	return says("Not expecting a JSON %s for field '%s'", kind, f.name)
 }

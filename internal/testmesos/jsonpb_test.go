@@ -74,15 +74,17 @@ func TestUnmarshalJSON(t *testing.T) {
 }
 
 func TestAppendJSON(t *testing.T) {
-	require.Equal(t, `{"type":"HEARTBEAT"}`, string(appendJSON(nil, &scheduler.Event{Type: scheduler.Event_HEARTBEAT})))
+	heartbeat := appendJSON(nil, &scheduler.Event{Type: scheduler.Event_HEARTBEAT})
+	require.Len(t, heartbeat, 20, "%s", heartbeat) // as short as Mesos's own
+	require.JSONEq(t, `{"type":"HEARTBEAT"}`, string(heartbeat))
 	got := appendJSON(nil, &mesos.TaskInfo{
 		Name:    "a <name> \xff",
 		TaskID:  mesos.TaskID{Value: "t"},
 		Command: &mesos.CommandInfo{URIs: []mesos.CommandInfo_URI{{Value: "u"}}},
 		Data:    []byte{0, 255},
 		Resources: []mesos.Resource{
-			{Name: "cpus", Type: ptr(mesos.SCALAR), Scalar: &mesos.Value_Scalar{Value: 1.5}},
-			{Name: "ports", Type: ptr(mesos.RANGES), Ranges: &mesos.Value_Ranges{Range: []mesos.Value_Range{{Begin: 1, End: 2}}}},
+			{Name: "cpus", Type: new(mesos.SCALAR), Scalar: &mesos.Value_Scalar{Value: 1.5}},
+			{Name: "ports", Type: new(mesos.RANGES), Ranges: &mesos.Value_Ranges{Range: []mesos.Value_Range{{Begin: 1, End: 2}}}},
 		},
 		Limits: map[string]mesos.Value_Scalar{"mem": {Value: 64}, "cpus": {Value: 2}},
 	})

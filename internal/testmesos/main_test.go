@@ -160,7 +160,7 @@ func (x *executorProcess) begin(id mesos.TaskID) error {
 
 func (x *executorProcess) update(id mesos.TaskID, state mesos.TaskState, data string) error {
 	u := executor.Call_Update{Status: mesos.TaskStatus{
-		TaskID: id, State: &state, Source: ptr(mesos.SOURCE_EXECUTOR), ExecutorID: &x.call.ExecutorID, UUID: newUUID(), Data: []byte(data),
+		TaskID: id, State: &state, Source: new(mesos.SOURCE_EXECUTOR), ExecutorID: &x.call.ExecutorID, UUID: newUUID(), Data: []byte(data),
 	}}
 	x.updates = append(x.updates, u)
 	resp, err := x.post(executor.Call_UPDATE, func(c *executor.Call) { c.Update = &u })

@@ -112,11 +112,11 @@ func (m *master) info() *mesos.MasterInfo {
 	return &mesos.MasterInfo{
 		ID:       m.id,
 		IP:       a.networkOrder(),
-		Port:     ptr(uint32(a.port)),
-		PID:      ptr(fmt.Sprintf("master@%s:%d", a.ip, a.port)),
-		Hostname: ptr(a.ip),
-		Version:  ptr(version),
-		Address:  &mesos.Address{Hostname: ptr(a.ip), IP: ptr(a.ip), Port: int32(a.port)},
+		Port:     new(uint32(a.port)),
+		PID:      new(fmt.Sprintf("master@%s:%d", a.ip, a.port)),
+		Hostname: new(a.ip),
+		Version:  new(version),
+		Address:  &mesos.Address{Hostname: new(a.ip), IP: new(a.ip), Port: int32(a.port)},
 		Capabilities: []mesos.MasterInfo_Capability{
 			{Type: mesos.MasterInfo_Capability_AGENT_UPDATE},
 			{Type: mesos.MasterInfo_Capability_AGENT_DRAINING},
@@ -189,7 +189,7 @@ func (m *master) subscribe(call *scheduler.Call, s *stream, streamID string) {
 	f.stream, f.streamID = s, streamID
 	m.send(f, &scheduler.Event{Type: scheduler.Event_SUBSCRIBED, Subscribed: &scheduler.Event_Subscribed{
 		FrameworkID:              &mesos.FrameworkID{Value: f.id},
-		HeartbeatIntervalSeconds: ptr(m.c.cfg.HeartbeatInterval.Seconds()),
+		HeartbeatIntervalSeconds: new(m.c.cfg.HeartbeatInterval.Seconds()),
 		MasterInfo:               m.info(),
 	}})
 	m.beat(f)
@@ -632,7 +632,7 @@ func (m *master) onExecutorExited(agentID, frameworkID, executorID string, statu
 	m.removeExecutor(a, frameworkID, executorID)
 	if f := m.frameworks[frameworkID]; f != nil {
 		m.send(f, &scheduler.Event{Type: scheduler.Event_FAILURE, Failure: &scheduler.Event_Failure{
-			AgentID: &mesos.AgentID{Value: agentID}, ExecutorID: &mesos.ExecutorID{Value: executorID}, Status: ptr(status),
+			AgentID: &mesos.AgentID{Value: agentID}, ExecutorID: &mesos.ExecutorID{Value: executorID}, Status: new(status),
 		}})
 	}
 }

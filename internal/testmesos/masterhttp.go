@@ -179,7 +179,7 @@ func (m *master) serveSubscribe(w http.ResponseWriter, r *http.Request, call *sc
 		return
 	}
 	if info := call.Subscribe.FrameworkInfo; principal != "" && info.Principal == nil {
-		info.Principal = ptr(principal)
+		info.Principal = new(principal)
 	}
 	s := newStream(contentType)
 	streamID := uuidString(newUUID())

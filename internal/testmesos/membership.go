@@ -2,6 +2,7 @@ package testmesos
 
 import (
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -32,12 +33,8 @@ func (r *registry) read(m *master) {
 			}
 		})
 	}
-	for id, since := range r.unreachable {
-		m.unreachable[id] = since
-	}
-	for id := range r.gone {
-		m.gone[id] = true
-	}
+	maps.Copy(m.unreachable, r.unreachable)
+	maps.Copy(m.gone, r.gone)
 }
 
 func (r *registry) admit(id string) {
@@ -143,8 +140,8 @@ func (m *master) onReregister(a *Agent, r *report) {
 		delete(f.unreachable, id)
 		if !recovering && f.connected() {
 			s := f.tasks[id].reconciled()
-			s.Reason, s.Message = ptr(mesos.REASON_AGENT_REREGISTERED), ptr(text)
-			s.State = ptr(t.state)
+			s.Reason, s.Message = new(mesos.REASON_AGENT_REREGISTERED), new(text)
+			s.State = new(t.state)
 			m.sendStatus(f, s)
 		}
 	}

@@ -2,7 +2,6 @@ package testmesos
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -31,19 +30,23 @@ func validUUID(b []byte) bool {
 	return b[8]&0xc0 == 0x80 && version >= 1 && version <= 5
 }
 
+// says makes an error whose text is one of Mesos's, capital letters, full stops
+// and all.
+func says(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
 // validateID checks the id of a framework, a task or an executor.
 func validateID(id string) error {
 	switch {
 	case id == "":
-		return errors.New("ID must not be empty")
+		return says("ID must not be empty")
 	case len(id) > 255:
-		return errors.New("ID must not be greater than 255 characters")
+		return says("ID must not be greater than 255 characters")
 	case id == "." || id == "..":
-		return fmt.Errorf("'%s' is disallowed", id)
+		return says("'%s' is disallowed", id)
 	}
 	for i := range len(id) {
 		if c := id[i]; c < ' ' || c == 0x7f || c == '/' || c == '\\' {
-			return fmt.Errorf("'%s' contains invalid characters", id)
+			return says("'%s' contains invalid characters", id)
 		}
 	}
 	return nil
@@ -55,22 +58,22 @@ func validateRole(role string) error {
 	case role == "*":
 		return nil
 	case role == "":
-		return errors.New("Role names cannot be the empty string")
+		return says("Role names cannot be the empty string")
 	case strings.HasPrefix(role, "/"):
-		return fmt.Errorf("Role '%s' cannot start with a slash", role)
+		return says("Role '%s' cannot start with a slash", role)
 	case strings.HasSuffix(role, "/"):
-		return fmt.Errorf("Role '%s' cannot end with a slash", role)
+		return says("Role '%s' cannot end with a slash", role)
 	case strings.Contains(role, "//"):
-		return fmt.Errorf("Role '%s' cannot contain two adjacent slashes", role)
+		return says("Role '%s' cannot contain two adjacent slashes", role)
 	}
 	for part := range strings.SplitSeq(role, "/") {
 		switch {
 		case part == "." || part == ".." || part == "*":
-			return fmt.Errorf("Role '%s' cannot include '%s' as a component", role, part)
+			return says("Role '%s' cannot include '%s' as a component", role, part)
 		case strings.HasPrefix(part, "-"):
-			return fmt.Errorf("Role component '%s' is invalid because it starts with a dash", part)
+			return says("Role component '%s' is invalid because it starts with a dash", part)
 		case strings.ContainsAny(part, "\t\n\v\f\r \x7f\b"):
-			return fmt.Errorf("Role component '%s' is invalid because it contains backspace or whitespace", part)
+			return says("Role component '%s' is invalid because it contains backspace or whitespace", part)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package testmesos_test
 
 import (
+	"bytes"
 	"os"
 	"strconv"
 	"syscall"
@@ -25,12 +26,7 @@ func alive(pid int) bool {
 	if err != nil {
 		return false
 	}
-	for i := len(b) - 1; i >= 0; i-- {
-		if b[i] == ')' {
-			return b[i+2] != 'Z'
-		}
-	}
-	return true
+	return b[bytes.LastIndexByte(b, ')')+2] != 'Z'
 }
 
 func kill9(t *testing.T, pid int) {

@@ -167,6 +167,3 @@ func clone[T any, P interface {
 	}
 	return out
 }
-
-// ptr returns a pointer to v.
-func ptr[T any](v T) *T { return &v }

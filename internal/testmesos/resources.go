@@ -2,7 +2,6 @@ package testmesos
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -117,7 +116,7 @@ func (rs resources) protoFor(c capabilities) []mesos.Resource {
 		if c.reservationRefinement {
 			continue
 		}
-		pb.Role = ptr("*")
+		pb.Role = new("*")
 		if n := len(pb.Reservations); n > 0 {
 			last := pb.Reservations[n-1]
 			pb.Role = last.Role
@@ -233,7 +232,7 @@ func (rs resources) allocatedTo(role string) resources {
 		meta := *r.meta
 		meta.AllocationInfo = nil
 		if role != "" {
-			meta.AllocationInfo = &mesos.Resource_AllocationInfo{Role: ptr(role)}
+			meta.AllocationInfo = &mesos.Resource_AllocationInfo{Role: new(role)}
 		}
 		r.setMeta(&meta)
 		out = out.plus(resources{r})
@@ -396,15 +395,15 @@ func complementOf(spans []span) []span {
 func upgradeResources(pbs []mesos.Resource) error {
 	for i := range pbs {
 		if err := validateResource(&pbs[i]); err != nil {
-			return fmt.Errorf("Resource '%s' is invalid: %w", describeResource(pbs[i]), err)
+			return says("Resource '%s' is invalid: %w", describeResource(pbs[i]), err)
 		}
 	}
 	for i := range pbs {
 		pb := &pbs[i]
 		if len(pb.Reservations) == 0 && pb.GetRole() != "*" && pb.Role != nil {
-			info := mesos.Resource_ReservationInfo{Type: ptr(mesos.Resource_ReservationInfo_STATIC), Role: pb.Role}
+			info := mesos.Resource_ReservationInfo{Type: new(mesos.Resource_ReservationInfo_STATIC), Role: pb.Role}
 			if pb.Reservation != nil {
-				info.Type = ptr(mesos.Resource_ReservationInfo_DYNAMIC)
+				info.Type = new(mesos.Resource_ReservationInfo_DYNAMIC)
 				info.Principal, info.Labels = pb.Reservation.Principal, pb.Reservation.Labels
 			}
 			pb.Reservations = []mesos.Resource_ReservationInfo{info}
@@ -434,23 +433,23 @@ func describeResource(pb mesos.Resource) string {
 
 func validateResource(pb *mesos.Resource) error {
 	if pb.Name == "" {
-		return errors.New("Empty resource name")
+		return says("Empty resource name")
 	}
 	if err := validateValue(pb); err != nil {
 		return err
 	}
 	if pb.Disk != nil && pb.Name != "disk" {
-		return fmt.Errorf("DiskInfo should not be set for %s resource", pb.Name)
+		return says("DiskInfo should not be set for %s resource", pb.Name)
 	}
 	if err := validateReservations(pb); err != nil {
 		return err
 	}
 	if pb.Shared != nil {
 		if pb.Name != "disk" {
-			return fmt.Errorf("Resource %s cannot be shared", pb.Name)
+			return says("Resource %s cannot be shared", pb.Name)
 		}
 		if pb.Disk == nil || pb.Disk.Persistence == nil {
-			return errors.New("Only persistent volumes can be shared")
+			return says("Only persistent volumes can be shared")
 		}
 	}
 	return nil
@@ -460,36 +459,36 @@ func validateValue(pb *mesos.Resource) error {
 	switch pb.GetType() {
 	case mesos.SCALAR:
 		if pb.Scalar == nil || pb.Ranges != nil || pb.Set != nil {
-			return errors.New("Invalid scalar resource")
+			return says("Invalid scalar resource")
 		}
 		if pb.Scalar.Value != 0 && milli(pb.Scalar.Value) <= 0 {
-			return errors.New("Invalid scalar resource: value <= 0")
+			return says("Invalid scalar resource: value <= 0")
 		}
 	case mesos.RANGES:
 		if pb.Scalar != nil || pb.Ranges == nil || pb.Set != nil {
-			return errors.New("Invalid ranges resource")
+			return says("Invalid ranges resource")
 		}
 		for i, r := range pb.Ranges.Range {
 			if r.Begin > r.End {
-				return errors.New("Invalid ranges resource: begin > end")
+				return says("Invalid ranges resource: begin > end")
 			}
 			for _, s := range pb.Ranges.Range[i+1:] {
 				if r.Begin <= s.Begin && s.Begin <= r.End {
-					return errors.New("Invalid ranges resource: overlapping ranges")
+					return says("Invalid ranges resource: overlapping ranges")
 				}
 			}
 		}
 	case mesos.SET:
 		if pb.Scalar != nil || pb.Ranges != nil || pb.Set == nil {
-			return errors.New("Invalid set resource")
+			return says("Invalid set resource")
 		}
 		for i, item := range pb.Set.Item {
 			if slices.Contains(pb.Set.Item[i+1:], item) {
-				return errors.New("Invalid set resource: duplicated elements")
+				return says("Invalid set resource: duplicated elements")
 			}
 		}
 	default:
-		return errors.New("Unsupported resource type")
+		return says("Unsupported resource type")
 	}
 	return nil
 }
@@ -506,36 +505,36 @@ func validateReservations(pb *mesos.Resource) error {
 		if rv := pb.Reservation; rv != nil {
 			switch {
 			case rv.Type != nil:
-				return errors.New("'Resource.ReservationInfo.type' must not be set for the 'Resource.reservation' field")
+				return says("'Resource.ReservationInfo.type' must not be set for the 'Resource.reservation' field")
 			case rv.Role != nil:
-				return errors.New("'Resource.ReservationInfo.role' must not be set for the 'Resource.reservation' field")
+				return says("'Resource.ReservationInfo.role' must not be set for the 'Resource.reservation' field")
 			case role == "*":
-				return errors.New(`Invalid reservation: role "*" cannot be dynamically reserved`)
+				return says(`Invalid reservation: role "*" cannot be dynamically reserved`)
 			}
 		}
 		return nil
 	}
 	for i, rv := range pb.Reservations {
 		if rv.Type == nil {
-			return errors.New("Invalid reservation: 'Resource.ReservationInfo.type' field must be set.")
+			return says("Invalid reservation: 'Resource.ReservationInfo.type' field must be set.")
 		}
 		if rv.Role == nil {
-			return errors.New("Invalid reservation: 'Resource.ReservationInfo.role' field must be set.")
+			return says("Invalid reservation: 'Resource.ReservationInfo.role' field must be set.")
 		}
 		if err := validateRole(*rv.Role); err != nil {
 			return err
 		}
 		if *rv.Role == "*" {
-			return errors.New(`Invalid reservation: role "*" cannot be reserved`)
+			return says(`Invalid reservation: role "*" cannot be reserved`)
 		}
 		if i == 0 {
 			continue
 		}
 		if *rv.Type == mesos.Resource_ReservationInfo_STATIC {
-			return errors.New("Invalid refined reservation: A refined reservation cannot be STATIC")
+			return says("Invalid refined reservation: A refined reservation cannot be STATIC")
 		}
 		if above := pb.Reservations[i-1].GetRole(); !strings.HasPrefix(*rv.Role, above+"/") {
-			return fmt.Errorf("Invalid refined reservation: role '%s' is not a refinement of '%s'", *rv.Role, above)
+			return says("Invalid refined reservation: role '%s' is not a refinement of '%s'", *rv.Role, above)
 		}
 	}
 	if len(pb.Reservations) > 1 && (pb.Role != nil || pb.Reservation != nil) {
@@ -543,11 +542,11 @@ func validateReservations(pb *mesos.Resource) error {
 		if pb.Role == nil {
 			name = "reservation"
 		}
-		return fmt.Errorf("Invalid resource format: 'Resource.%s' must not be set if"+
+		return says("Invalid resource format: 'Resource.%s' must not be set if"+
 			" there is more than one reservation in 'Resource.reservations'", name)
 	}
 	if r := pb.Reservations[0]; len(pb.Reservations) == 1 && pb.Role != nil && *pb.Role != *r.Role {
-		return fmt.Errorf("Invalid resource format: 'Resource.role' field with '%s' does not match the role"+
+		return says("Invalid resource format: 'Resource.role' field with '%s' does not match the role"+
 			" '%s' in 'Resource.reservations'", *pb.Role, *r.Role)
 	}
 	return nil
@@ -568,7 +567,7 @@ func parseResources(text string) (resources, error) {
 		}
 		pb := mesos.Resource{Name: strings.TrimSpace(name)}
 		if base, role, ok := strings.Cut(pb.Name, "("); ok {
-			pb.Name, pb.Role = base, ptr(strings.TrimSuffix(role, ")"))
+			pb.Name, pb.Role = base, new(strings.TrimSuffix(role, ")"))
 		}
 		if err := parseValue(strings.TrimSpace(value), &pb); err != nil {
 			return nil, fmt.Errorf("resource %q: %w", part, err)
@@ -585,7 +584,7 @@ func parseResources(text string) (resources, error) {
 func parseValue(text string, pb *mesos.Resource) error {
 	switch {
 	case strings.HasPrefix(text, "["):
-		pb.Type, pb.Ranges = ptr(mesos.RANGES), &mesos.Value_Ranges{}
+		pb.Type, pb.Ranges = new(mesos.RANGES), &mesos.Value_Ranges{}
 		for part := range strings.SplitSeq(strings.Trim(text, "[]"), ",") {
 			lo, hi, ok := strings.Cut(strings.TrimSpace(part), "-")
 			begin, err1 := strconv.ParseUint(lo, 10, 64)
@@ -596,7 +595,7 @@ func parseValue(text string, pb *mesos.Resource) error {
 			pb.Ranges.Range = append(pb.Ranges.Range, mesos.Value_Range{Begin: begin, End: end})
 		}
 	case strings.HasPrefix(text, "{"):
-		pb.Type, pb.Set = ptr(mesos.SET), &mesos.Value_Set{}
+		pb.Type, pb.Set = new(mesos.SET), &mesos.Value_Set{}
 		for part := range strings.SplitSeq(strings.Trim(text, "{}"), ",") {
 			pb.Set.Item = append(pb.Set.Item, strings.TrimSpace(part))
 		}
@@ -605,7 +604,7 @@ func parseValue(text string, pb *mesos.Resource) error {
 		if err != nil {
 			return fmt.Errorf("value %q is no number", text)
 		}
-		pb.Type, pb.Scalar = ptr(mesos.SCALAR), &mesos.Value_Scalar{Value: v}
+		pb.Type, pb.Scalar = new(mesos.SCALAR), &mesos.Value_Scalar{Value: v}
 	}
 	return nil
 }

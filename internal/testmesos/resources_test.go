@@ -68,10 +68,10 @@ func TestResourcesOverlap(t *testing.T) {
 
 func TestValidateReservations(t *testing.T) {
 	reserved := func(types ...mesos.Resource_ReservationInfo_Type) mesos.Resource {
-		r := mesos.Resource{Name: "cpus", Type: ptr(mesos.SCALAR), Scalar: &mesos.Value_Scalar{Value: 1}}
+		r := mesos.Resource{Name: "cpus", Type: new(mesos.SCALAR), Scalar: &mesos.Value_Scalar{Value: 1}}
 		role := "a"
 		for _, typ := range types {
-			r.Reservations = append(r.Reservations, mesos.Resource_ReservationInfo{Type: ptr(typ), Role: ptr(role)})
+			r.Reservations = append(r.Reservations, mesos.Resource_ReservationInfo{Type: new(typ), Role: new(role)})
 			role += "/b"
 		}
 		return r
@@ -86,11 +86,11 @@ func TestValidateReservations(t *testing.T) {
 		{"static", reserved(static), nil, ""},
 		{"refined", reserved(static, dynamic), nil, ""},
 		{"static refinement", reserved(static, static), nil, "A refined reservation cannot be STATIC"},
-		{"not below", reserved(static, dynamic), func(r *mesos.Resource) { r.Reservations[1].Role = ptr("c") }, "role 'c' is not a refinement of 'a'"},
-		{"star", reserved(dynamic), func(r *mesos.Resource) { r.Reservations[0].Role = ptr("*") }, `role "*" cannot be reserved`},
-		{"both forms", reserved(static, dynamic), func(r *mesos.Resource) { r.Role = ptr("a") }, "'Resource.role' must not be set"},
-		{"old form", reserved(), func(r *mesos.Resource) { r.Role = ptr("a") }, ""},
-		{"bad role", reserved(), func(r *mesos.Resource) { r.Role = ptr("-a") }, "starts with a dash"},
+		{"not below", reserved(static, dynamic), func(r *mesos.Resource) { r.Reservations[1].Role = new("c") }, "role 'c' is not a refinement of 'a'"},
+		{"star", reserved(dynamic), func(r *mesos.Resource) { r.Reservations[0].Role = new("*") }, `role "*" cannot be reserved`},
+		{"both forms", reserved(static, dynamic), func(r *mesos.Resource) { r.Role = new("a") }, "'Resource.role' must not be set"},
+		{"old form", reserved(), func(r *mesos.Resource) { r.Role = new("a") }, ""},
+		{"bad role", reserved(), func(r *mesos.Resource) { r.Role = new("-a") }, "starts with a dash"},
 		{"dynamic star", reserved(), func(r *mesos.Resource) { r.Reservation = &mesos.Resource_ReservationInfo{} }, "cannot be dynamically reserved"},
 		{"shared", reserved(), func(r *mesos.Resource) { r.Shared = &mesos.Resource_SharedInfo{} }, "Resource cpus cannot be shared"},
 	} {

@@ -90,13 +90,11 @@ func (s *server) serve(l net.Listener) {
 		l = tls.NewListener(l, config)
 	}
 	s.http, s.done = h, done
-	s.requests.Add(1)
-	go func() {
-		defer s.requests.Done()
+	s.requests.Go(func() {
 		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			s.log.Error("server ended", "address", s.address.String(), "err", err)
 		}
-	}()
+	})
 }
 
 // doneKey finds the channel that is closed when the server stops.

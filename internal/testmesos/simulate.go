@@ -99,14 +99,14 @@ func (s *simulator) report(task *mesos.TaskInfo, out Outcome) {
 	id := newUUID()
 	status := &mesos.TaskStatus{
 		TaskID:    task.TaskID,
-		State:     ptr(out.State),
-		Source:    ptr(mesos.SOURCE_EXECUTOR),
+		State:     new(out.State),
+		Source:    new(mesos.SOURCE_EXECUTOR),
 		Timestamp: now(),
 		UUID:      id[:],
 		Data:      out.Data,
 	}
 	if out.Message != "" {
-		status.Message = ptr(out.Message)
+		status.Message = new(out.Message)
 	}
 	s.a.fromContainer(func() { s.a.onStatus(s.x.framework.id, status, s.x) })
 }

@@ -14,17 +14,17 @@ type statusUpdate struct {
 }
 
 // now returns a time as TaskStatus has it.
-func now() *float64 { return ptr(float64(time.Now().UnixNano()) / 1e9) }
+func now() *float64 { return new(float64(time.Now().UnixNano()) / 1e9) }
 
 // masterStatus makes a status of the master's own. Nobody acknowledges it, so
 // it has no uuid.
 func masterStatus(taskID, agentID string, state mesos.TaskState, reason mesos.TaskStatus_Reason, text string) *mesos.TaskStatus {
 	s := &mesos.TaskStatus{
 		TaskID:    mesos.TaskID{Value: taskID},
-		State:     ptr(state),
-		Source:    ptr(mesos.SOURCE_MASTER),
-		Reason:    ptr(reason),
-		Message:   ptr(text),
+		State:     new(state),
+		Source:    new(mesos.SOURCE_MASTER),
+		Reason:    new(reason),
+		Message:   new(text),
 		Timestamp: now(),
 	}
 	if agentID != "" {
@@ -38,10 +38,10 @@ func agentStatus(taskID, executorID string, state mesos.TaskState, reason mesos.
 	id := newUUID()
 	s := &mesos.TaskStatus{
 		TaskID:    mesos.TaskID{Value: taskID},
-		State:     ptr(state),
-		Source:    ptr(mesos.SOURCE_AGENT),
-		Reason:    ptr(reason),
-		Message:   ptr(text),
+		State:     new(state),
+		Source:    new(mesos.SOURCE_AGENT),
+		Reason:    new(reason),
+		Message:   new(text),
 		Timestamp: now(),
 		UUID:      id[:],
 	}

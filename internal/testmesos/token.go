@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -74,11 +73,11 @@ func authenticateExecutor(r *http.Request, key []byte) (*tokenClaims, *reply) {
 func (t *tokenClaims) check(framework, executor, container string) error {
 	switch {
 	case t.Framework != framework:
-		return errors.New("Authenticated principal does not contain the correct framework ID")
+		return says("Authenticated principal does not contain the correct framework ID")
 	case t.Executor != executor:
-		return errors.New("Authenticated principal does not contain the correct executor ID")
+		return says("Authenticated principal does not contain the correct executor ID")
 	case t.Container != container:
-		return errors.New("Authenticated principal does not contain the correct container ID")
+		return says("Authenticated principal does not contain the correct container ID")
 	}
 	return nil
 }

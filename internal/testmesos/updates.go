@@ -41,9 +41,9 @@ func (a *Agent) onStatus(frameworkID string, status *mesos.TaskStatus, by *agent
 		s.ExecutorID = &mesos.ExecutorID{Value: by.id}
 	}
 	if a.drain != nil && (s.GetState() == mesos.TASK_KILLING || s.GetState() == mesos.TASK_KILLED) {
-		s.Reason = ptr(mesos.REASON_AGENT_DRAINING)
+		s.Reason = new(mesos.REASON_AGENT_DRAINING)
 		if a.drain.gone && f.caps.partitionAware {
-			s.State = ptr(mesos.TASK_GONE_BY_OPERATOR)
+			s.State = new(mesos.TASK_GONE_BY_OPERATOR)
 		}
 	}
 	x := f.executorOf(id)
@@ -87,10 +87,10 @@ func (a *Agent) containerStatus(x *agentExecutor, told *mesos.ContainerStatus) *
 		cs = clone(told)
 	}
 	cs.ContainerID = &mesos.ContainerID{Value: x.container}
-	cs.ExecutorPID = ptr(uint32(x.proc.pid()))
+	cs.ExecutorPID = new(uint32(x.proc.pid()))
 	if len(cs.NetworkInfos) == 0 {
 		cs.NetworkInfos = []mesos.NetworkInfo{{IPAddresses: []mesos.NetworkInfo_IPAddress{{
-			IPAddress: ptr(a.server.address.ip),
+			IPAddress: new(a.server.address.ip),
 		}}}}
 	}
 	return cs
