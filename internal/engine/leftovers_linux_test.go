@@ -148,7 +148,7 @@ func TestMainOfKilledProgram(t *testing.T) {
 		Kind: f[0], Temp: f[1], Sandbox: f[2], Insecure: []string{f[3]},
 		Logs: portainer.LogSinkFunc(func(_ context.Context, ev portainer.Event) {
 			if ev.Kind == portainer.EventLog {
-				fmt.Println(ev.Text)
+				fmt.Fprintln(os.Stdout, ev.Text)
 			}
 		}),
 	})
@@ -274,12 +274,12 @@ func TestEngineNextToTheExecutor(t *testing.T) {
 	if os.Getenv("ENGINE_TEST_BUNDLE") != "" {
 		e, err := engine.Open(t.Context(), engine.Config{Kind: engine.KindAuto, Sandbox: t.TempDir(), Insecure: []string{os.Getenv("ENGINE_TEST_REGISTRY")}})
 		require.NoError(t, err)
-		fmt.Println("opened", e.Name())
+		fmt.Fprintln(os.Stdout, "opened", e.Name())
 		res, err := e.Build(t.Context(), portainer.Request{
 			Registry: os.Getenv("ENGINE_TEST_REGISTRY"), Repository: "bundle", Source: []byte("FROM " + os.Getenv("ENGINE_TEST_BASE") + "\nRUN echo x >/x\n"),
 		})
 		require.NoError(t, err)
-		fmt.Println("built", res.Refs[0])
+		fmt.Fprintln(os.Stdout, "built", res.Refs[0])
 		require.NoError(t, e.Close(t.Context()))
 		return
 	}

@@ -116,7 +116,7 @@ func (r *rig) own(t *testing.T, kind string, logs portainer.LogSink) engine.Conf
 // shortTemp returns a directory that is short enough for sockets.
 func shortTemp(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "et-")
+	dir, err := os.MkdirTemp("/tmp", "et-") //nolint:usetesting // t.TempDir is too long for a socket's path
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir

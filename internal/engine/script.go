@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -160,8 +161,8 @@ func (s *script) add(in instruction) {
 
 // stage returns the index of the stage of that name, or -1.
 func (s *script) stage(name string) int {
-	for i := len(s.stages) - 1; i >= 0; i-- {
-		if s.stages[i].name != "" && strings.EqualFold(s.stages[i].name, name) {
+	for i, st := range slices.Backward(s.stages) {
+		if st.name != "" && strings.EqualFold(st.name, name) {
 			return i
 		}
 	}
