@@ -74,7 +74,7 @@ func busybox(ctx context.Context) (v1.Image, error) {
 			return nil, err
 		}
 	}
-	for _, applet := range strings.FieldsSeq(string(applets)) {
+	for applet := range strings.FieldsSeq(string(applets)) {
 		if applet == "busybox" {
 			continue
 		}

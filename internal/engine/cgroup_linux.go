@@ -90,7 +90,7 @@ func cgroupProcesses(cgroup string) []int {
 		if err != nil {
 			continue
 		}
-		for _, s := range strings.FieldsSeq(string(data)) {
+		for s := range strings.FieldsSeq(string(data)) {
 			// 0 is a process that our pid namespace does not hold.
 			if pid, err := strconv.Atoi(s); err == nil && pid > 0 && pid != os.Getpid() {
 				seen[pid] = true
@@ -111,7 +111,7 @@ func missingDirs(cgroup string) []string {
 	var dirs []string
 	for _, root := range hierarchies() {
 		dir := root
-		for _, name := range strings.SplitSeq(strings.Trim(cgroup, "/"), "/") {
+		for name := range strings.SplitSeq(strings.Trim(cgroup, "/"), "/") {
 			dir = filepath.Join(dir, name)
 			if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 				dirs = append(dirs, dir)

@@ -101,7 +101,7 @@ func delegate(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, pid := range strings.FieldsSeq(string(procs)) {
+	for pid := range strings.FieldsSeq(string(procs)) {
 		err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(pid), 0)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("move process %s to %s: %w", pid, leaf, err)
