@@ -121,9 +121,11 @@ func (f *framework) open() error {
 	if f.stop != nil {
 		f.stop()
 	}
+	// A connection that is kept may have died with its master.
+	f.client.CloseIdleConnections()
 	ctx, cancel := context.WithCancel(f.t.Context())
 	f.stop = cancel
-	resp, err := f.post(ctx, &scheduler.Call{Type: scheduler.Call_SUBSCRIBE, Subscribe: &scheduler.Call_Subscribe{FrameworkInfo: f.info}})
+	resp, err := f.post(ctx, &scheduler.Call{Type: scheduler.Call_SUBSCRIBE, Subscribe: &scheduler.Call_Subscribe{FrameworkInfo: f.info}}) //nolint:bodyclose // the reader of the stream closes it
 	if err != nil {
 		return err
 	}
@@ -172,6 +174,16 @@ func (f *framework) call(call *scheduler.Call) {
 	b, err := io.ReadAll(resp.Body)
 	require.NoError(f.t, err)
 	require.Equal(f.t, http.StatusAccepted, resp.StatusCode, "%s: %s", call.Type, b)
+}
+
+// unanswered sends a call and wants no answer.
+func (f *framework) unanswered(call *scheduler.Call) {
+	f.t.Helper()
+	resp, err := f.post(f.t.Context(), call)
+	if err == nil {
+		defer resp.Body.Close()
+	}
+	require.Error(f.t, err)
 }
 
 // await returns the first event that matches, nil after d. Others stay.
