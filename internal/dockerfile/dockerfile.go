@@ -85,8 +85,10 @@ func Parse(name string, text []byte) (*File, error) {
 	f := &File{name: name, text: text}
 	if syntax, _, _, ok := parser.DetectSyntax(text); ok && !isDockerfileFrontend(syntax) {
 		f.foreign = true
-		err := f.readForeign()
-		return f, err
+		if err := f.readForeign(); err != nil {
+			return nil, err
+		}
+		return f, nil
 	}
 	parsed, err := parser.Parse(bytes.NewReader(text))
 	if err != nil {

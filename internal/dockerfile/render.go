@@ -20,8 +20,7 @@ import (
 //
 // ONBUILD instructions are left alone: they run in another file's build.
 func (f *File) Render(from string) ([]byte, error) {
-	type insertion struct{ at int }
-	var inserts []insertion
+	var inserts []int // places in the file
 	lines := f.lines()
 	from = strings.TrimRight(from, "/")
 	if from != "" && !f.foreign {
@@ -31,9 +30,7 @@ func (f *File) Render(from string) ([]byte, error) {
 			if err != nil {
 				return nil, &Error{File: f.name, Line: n.StartLine, Err: err}
 			}
-			for _, at := range places {
-				inserts = append(inserts, insertion{at})
-			}
+			inserts = append(inserts, places...)
 		}
 	}
 	blank := make([]bool, len(lines)+1)
@@ -42,7 +39,7 @@ func (f *File) Render(from string) ([]byte, error) {
 			blank[i] = true
 		}
 	}
-	slices.SortFunc(inserts, func(a, b insertion) int { return a.at - b.at })
+	slices.Sort(inserts)
 	var out bytes.Buffer
 	offset := 0
 	for i, line := range lines {
@@ -56,11 +53,11 @@ func (f *File) Render(from string) ([]byte, error) {
 			continue
 		}
 		at := offset
-		for len(inserts) > 0 && inserts[0].at < end {
-			out.Write(f.text[at:inserts[0].at])
+		for len(inserts) > 0 && inserts[0] < end {
+			out.Write(f.text[at:inserts[0]])
 			out.WriteString(from)
 			out.WriteByte('/')
-			at = inserts[0].at
+			at = inserts[0]
 			inserts = inserts[1:]
 		}
 		out.Write(f.text[at:end])
