@@ -99,6 +99,17 @@ func (s *scripted) Build(ctx context.Context, req portainer.Request) (*portainer
 			case <-ctx.Done():
 			case <-time.After(d):
 			}
+		case "stamp": // says the time, every now and then
+			n, err := strconv.Atoi(rest)
+			if err != nil {
+				return fail(portainer.PhaseBuild, portainer.ClassInvalid, err)
+			}
+			tick := time.NewTicker(37 * time.Millisecond)
+			for range n {
+				<-tick.C
+				say("%d", time.Now().UnixNano())
+			}
+			tick.Stop()
 		case "token":
 			say("token %q", os.Getenv(execapi.TokenVariable))
 		case "context":

@@ -23,7 +23,7 @@ import (
 
 // A rig is a cluster with a scheduler that launches what a test gives it.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	cluster *testmesos.Cluster
 	files   *schedapi.Files
 	client  *schedapi.Client
@@ -40,13 +40,13 @@ type rig struct {
 	exits     []string // executors that have ended
 }
 
-func newRig(t *testing.T, cfg testmesos.Config, checkpoint bool) *rig {
+func newRig(t testing.TB, cfg testmesos.Config, checkpoint bool) *rig {
 	t.Helper()
 	return newRigOver(t, cfg, checkpoint, nil)
 }
 
 // newRigOver is newRig with a scheduler that speaks TLS.
-func newRigOver(t *testing.T, cfg testmesos.Config, checkpoint bool, client *tls.Config) *rig {
+func newRigOver(t testing.TB, cfg testmesos.Config, checkpoint bool, client *tls.Config) *rig {
 	t.Helper()
 	if cfg.Agents == nil {
 		cfg.Agents = []testmesos.AgentConfig{{}}
