@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 )
 
 // A Daemon is a dockerd that a test has started.
@@ -67,6 +68,19 @@ func StartDaemon(ctx context.Context, dir string, args ...string) (d *Daemon, er
 func (d *Daemon) Stop() error {
 	err := d.p.stop()
 	return errors.Join(err, unmountBelow(d.run), unmountBelow(d.dir), os.RemoveAll(d.run))
+}
+
+// listens is how dockerd tells where it listens.
+var listens = regexp.MustCompile(`API listen on ([0-9.]+:[0-9]+)`)
+
+// TCP returns the host:port at which a daemon listens that was started with
+// --host tcp://127.0.0.1:0; "" if it does not.
+func (d *Daemon) TCP() string {
+	data, err := os.ReadFile(d.p.logFile)
+	if m := listens.FindSubmatch(data); err == nil && m != nil {
+		return string(m[1])
+	}
+	return ""
 }
 
 // Kill kills the daemon as a crash would, with what it has started.

@@ -2,22 +2,14 @@ package dockertest
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"golang.org/x/crypto/bcrypt"
 )
@@ -62,18 +54,12 @@ func StartTLSRegistry(ctx context.Context, dir, host string) (r *Registry, ca []
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, nil, err
 	}
-	cert, key, err := selfSigned(host)
+	ca, err = WriteCerts(dir, host)
 	if err != nil {
 		return nil, nil, err
 	}
-	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	if err := os.WriteFile(certFile, cert, 0o600); err != nil {
-		return nil, nil, err
-	}
-	if err := os.WriteFile(keyFile, key, 0o600); err != nil {
-		return nil, nil, err
-	}
-	r, err = startRegistry(ctx, dir, net.JoinHostPort(host, "0"), fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", certFile, keyFile))
+	r, err = startRegistry(ctx, dir, net.JoinHostPort(host, "0"),
+		fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -82,39 +68,7 @@ func StartTLSRegistry(ctx context.Context, dir, host string) (r *Registry, ca []
 		return nil, nil, errors.Join(err, r.Stop())
 	}
 	r.Addr = net.JoinHostPort(host, port)
-	return r, cert, nil
-}
-
-// selfSigned makes a certificate for host that vouches for itself.
-func selfSigned(host string) (cert, key []byte, err error) {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "test registry"},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(24 * time.Hour),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-	}
-	if ip := net.ParseIP(host); ip != nil {
-		template.IPAddresses = []net.IP{ip}
-	} else {
-		template.DNSNames = []string{host}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
-	if err != nil {
-		return nil, nil, err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return nil, nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
+	return r, ca, nil
 }
 
 func startRegistry(ctx context.Context, dir, addr, more string) (*Registry, error) {

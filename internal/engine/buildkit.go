@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -36,7 +37,16 @@ func openBuildKit(ctx context.Context, cfg Config) (*buildKit, error) {
 // dialBuildKit connects to the daemon at addr. An error says that the daemon is
 // not there, or not ready yet.
 func dialBuildKit(ctx context.Context, cfg Config, addr string) (*buildKit, error) {
-	c, err := bk.New(ctx, addr)
+	var opts []bk.ClientOpt
+	if cfg.CertPath != "" {
+		ca, cert, key := cfg.certs()
+		u, err := url.Parse(addr)
+		if err != nil {
+			return nil, fmt.Errorf("buildkit daemon at %s: %w", addr, err)
+		}
+		opts = append(opts, bk.WithServerConfig(u.Hostname(), ca), bk.WithCredentials(cert, key))
+	}
+	c, err := bk.New(ctx, addr, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("buildkit daemon at %s: %w", addr, err)
 	}

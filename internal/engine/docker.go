@@ -52,7 +52,12 @@ func openDocker(ctx context.Context, cfg Config) (*docker, error) {
 
 // dialDocker connects to the daemon at host and learns what it can do.
 func dialDocker(ctx context.Context, cfg Config, host string) (*docker, error) {
-	cli, err := dockerclient.NewClientWithOpts(dockerclient.WithHost(host), dockerclient.WithAPIVersionNegotiation())
+	opts := []dockerclient.Opt{dockerclient.WithHost(host), dockerclient.WithAPIVersionNegotiation()}
+	if cfg.CertPath != "" {
+		ca, cert, key := cfg.certs()
+		opts = append(opts, dockerclient.WithTLSClientConfig(ca, cert, key))
+	}
+	cli, err := dockerclient.NewClientWithOpts(opts...)
 	if err != nil {
 		return nil, fmt.Errorf("docker daemon at %s: %w", host, err)
 	}

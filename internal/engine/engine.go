@@ -35,6 +35,10 @@ type Config struct {
 	// unix:///path or tcp://host:port. Kind "docker" requires it; kind
 	// "buildkitd" uses the BuildKit daemon there instead of one of our own.
 	Host string
+	// CertPath is a directory with ca.pem, cert.pem and key.pem, as
+	// DOCKER_CERT_PATH names one: Host is then spoken to over TLS. "" means
+	// without.
+	CertPath string
 	// Sandbox is a directory for the data of an engine of our own. It may be
 	// far longer than a socket's path can be. "" means a temporary directory.
 	Sandbox string

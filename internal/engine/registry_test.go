@@ -317,3 +317,29 @@ func TestRegistryCA(t *testing.T) {
 	require.Equal(t, portainer.PhasePush, be.Phase)
 	require.ErrorContains(t, err, "x509")
 }
+
+func TestDaemonOverTLS(t *testing.T) {
+	r := theRig(t)
+	certs := t.TempDir()
+	_, err := dockertest.WriteCerts(certs, "127.0.0.1")
+	require.NoError(t, err)
+	pem := func(name string) string { return filepath.Join(certs, name) }
+	d, err := dockertest.StartDaemon(testContext(t), t.TempDir(), "--host", "tcp://127.0.0.1:0", "--tlsverify",
+		"--tlscacert", pem("ca.pem"), "--tlscert", pem("cert.pem"), "--tlskey", pem("key.pem"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, d.Stop()) })
+	require.Eventually(t, func() bool { return d.TCP() != "" }, time.Minute, 10*time.Millisecond)
+
+	cfg := engine.Config{Kind: engine.KindDocker, Host: "tcp://" + d.TCP(), CertPath: certs}
+	e := open(t, cfg)
+	for _, mount := range []string{"", "--mount=type=tmpfs,target=/t "} {
+		_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+mount+"true\n"))
+		require.NoError(t, err)
+	}
+	_, err = dockertest.WriteCerts(certs, "127.0.0.1") // of somebody else
+	require.NoError(t, err)
+	_, err = engine.Open(testContext(t), cfg)
+	var be *portainer.BuildError
+	require.ErrorAs(t, err, &be)
+	require.Equal(t, portainer.ClassLaunch, be.Class)
+}
