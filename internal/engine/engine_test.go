@@ -316,3 +316,28 @@ func TestBundlerFails(t *testing.T) {
 		})
 	}
 }
+
+func TestGivenBuildkitd(t *testing.T) {
+	r := theRig(t)
+	cfg := r.own(t, engine.KindBuildkitd, nil)
+	cfg.Temp = shortTemp(t)
+	open(t, cfg)
+	sockets, err := filepath.Glob(filepath.Join(cfg.Temp, "*", "buildkitd.sock"))
+	require.NoError(t, err)
+	require.Len(t, sockets, 1)
+
+	e := open(t, engine.Config{Kind: engine.KindBuildkitd, Host: "unix://" + sockets[0], Insecure: []string{r.registry.Addr}, Bundler: files{"a": "a"}})
+	res, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nCOPY a /a\nRUN echo x >/x\n"))
+	require.NoError(t, err)
+	require.Contains(t, res.Engine, "buildkitd v0.")
+	require.Equal(t, "x\n", fileSystem(t, pull(t, res.Refs[0]))["x"])
+	// It is not ours to stop.
+	require.NoError(t, e.Close(testContext(t)))
+	require.FileExists(t, sockets[0])
+
+	_, err = engine.Open(testContext(t), engine.Config{Kind: engine.KindBuildkitd, Host: "unix:///nowhere/buildkitd.sock"})
+	var be *portainer.BuildError
+	require.ErrorAs(t, err, &be)
+	require.Equal(t, portainer.ClassLaunch, be.Class)
+	require.ErrorContains(t, err, "/nowhere/buildkitd.sock")
+}
