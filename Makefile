@@ -8,8 +8,8 @@
 .PHONY: demo test bench lint executor clean setup
 
 GO ?= go
-# What one package's tests may take. The whole run is bounded by the sum of them.
-TEST_TIMEOUT ?= 10m
+# What the tests of one package may take.
+TEST_TIMEOUT ?= 15m
 
 test: setup
 	$(GO) vet ./...
