@@ -239,7 +239,7 @@ func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 		// The loop knows nothing of this build, so it cannot clean up after it.
 		f.unstage(spec.task.Context)
 		f.sweepStaging(context.WithoutCancel(ctx), spec.id)
-		failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseQueue, Class: ClassCancelled, Err: err}
+		failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseQueue, Class: classOfEnd(ctx), Err: err}
 		f.announceFailure(ctx, failure)
 		return nil, failure
 	}
@@ -252,12 +252,25 @@ func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *m
 	if f.state != nil {
 		mark, err := f.state.openMark(id)
 		if err != nil {
-			return nil, fmt.Errorf("state of build %s: %w", id, err)
+			return nil, f.unfollowed(ctx, id, image, err)
 		}
 		defer mark.close()
 		w.mark = mark
 	}
-	return w.run(ctx, box, func() { f.cancel(ctx, id) })
+	result, err := w.run(ctx, box, func() { f.cancel(ctx, id) })
+	var failure *BuildError
+	if err != nil && !errors.As(err, &failure) {
+		err = f.unfollowed(ctx, id, image, err)
+	}
+	return result, err
+}
+
+// unfollowed gives a build up whose log cannot be kept track of.
+func (f *Framework) unfollowed(ctx context.Context, id BuildID, image string, why error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	cancel(why)
+	f.cancel(ctx, id)
+	return &BuildError{ID: id, Image: image, Phase: PhaseBuild, Class: ClassCancelled, Err: fmt.Errorf("state directory: %w", why)}
 }
 
 // Recovered returns the builds that an earlier framework with the same state

@@ -24,14 +24,16 @@ type ledger struct {
 	match  OfferMatcher
 	jitter func() float64 // in [0,1)
 
-	builds    map[BuildID]*build
-	queue     []*build            // waiting for an offer, oldest first
-	tasks     map[string]*attempt // launched and not known to have ended
-	seen      map[AgentID]Offer   // the latest offer of each agent, for explanations
-	placed    *placed             // where live builds are, for constraints
-	connected bool
-	since     time.Time // when the present subscription began
-	draining  bool
+	builds       map[BuildID]*build
+	queue        []*build              // waiting for an offer, oldest first
+	tasks        map[string]*attempt   // launched and not known to have ended
+	seen         map[AgentID]Offer     // the latest offer of each agent, for explanations
+	room         map[AgentID]Resources // the most that each agent has offered
+	placed       *placed               // where live builds are, for constraints
+	connected    bool
+	since        time.Time // when the present subscription began
+	nextImplicit time.Time // when to ask for tasks that are not known here
+	draining     bool
 
 	reviving   bool      // the master was asked for offers
 	wanting    bool      // something changed since, so that asking again can help
@@ -213,6 +215,7 @@ func newLedger(p policy, match OfferMatcher, jitter func() float64) *ledger {
 		builds: make(map[BuildID]*build),
 		tasks:  make(map[string]*attempt),
 		seen:   make(map[AgentID]Offer),
+		room:   make(map[AgentID]Resources),
 		placed: newPlaced(),
 	}
 }
@@ -372,6 +375,8 @@ func (l *ledger) subscribed(now time.Time) {
 	l.connected, l.since = true, now
 	l.reviving, l.wanting = false, true
 	clear(l.seen)
+	clear(l.room)
+	l.nextImplicit = now.Add(reconcilePeriod)
 	for _, at := range l.tasks {
 		at.reconcileWait = reconcileMin
 		at.nextReconcile = later(now, at.launched.Add(youngTask/2))
@@ -398,6 +403,7 @@ func later(a, b time.Time) time.Time {
 func (l *ledger) offers(now time.Time, offers []Offer) {
 	for _, o := range offers {
 		l.seen[o.Agent] = o
+		l.room[o.Agent] = l.room[o.Agent].most(o.Resources)
 	}
 	pending := l.pending(now)
 	refuse := refuseIdle
@@ -447,8 +453,8 @@ func (l *ledger) pending(now time.Time) []Pending {
 	return pending
 }
 
-// avoided returns the agents that b should not use now. When there is no other
-// agent it avoids none: a cluster of one is better tried again than not at all.
+// avoided returns the agents that b should not use now. When no other agent could
+// take it, it avoids none: a cluster of one is better tried again than not at all.
 func (l *ledger) avoided(b *build, now time.Time) []AgentID {
 	var avoid []AgentID
 	for agent, until := range b.avoid {
@@ -459,8 +465,8 @@ func (l *ledger) avoided(b *build, now time.Time) []AgentID {
 	if len(avoid) == 0 {
 		return nil
 	}
-	for agent := range l.seen {
-		if !slices.Contains(avoid, agent) {
+	for agent, o := range l.seen {
+		if !slices.Contains(avoid, agent) && l.room[agent].Fits(b.resources) && !l.placed.check(b.rules, &o).refused() {
 			slices.Sort(avoid)
 			return avoid
 		}
@@ -831,6 +837,10 @@ func (l *ledger) tick(now time.Time) {
 	}
 	if len(due) > 0 && l.connected {
 		l.do(actReconcile{due})
+	}
+	if l.connected && l.busy() && !l.nextImplicit.After(now) {
+		l.nextImplicit = now.Add(reconcilePeriod)
+		l.do(actReconcile{})
 	}
 	l.explanations = explainAtOnce
 	for _, b := range slices.Clone(l.queue) {

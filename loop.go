@@ -569,12 +569,17 @@ func (f *Framework) ask(ctx context.Context, do func(*loop)) error {
 	}
 }
 
+// classOfEnd is the class of a build that ends because ctx does.
+func classOfEnd(ctx context.Context) Class {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return ClassTimeout
+	}
+	return ClassCancelled
+}
+
 // cancel ends a build because ctx, its caller's, is done.
 func (f *Framework) cancel(ctx context.Context, id BuildID) {
-	class := ClassCancelled
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		class = ClassTimeout
-	}
+	class := classOfEnd(ctx)
 	// Not with ctx, which is done; the loop takes this soon or has ended.
 	_ = f.ask(context.WithoutCancel(ctx), func(l *loop) {
 		l.ledger.cancel(time.Now(), id, class, context.Cause(ctx))

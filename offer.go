@@ -56,6 +56,14 @@ func (r Resources) Sub(used Resources) Resources {
 	return r.Add(Resources{CPUs: -used.CPUs, MemMB: -used.MemMB, DiskMB: -used.DiskMB, GPUs: -used.GPUs})
 }
 
+// most returns the larger of each amount.
+func (r Resources) most(other Resources) Resources {
+	return Resources{
+		CPUs: max(r.CPUs, other.CPUs), MemMB: max(r.MemMB, other.MemMB),
+		DiskMB: max(r.DiskMB, other.DiskMB), GPUs: max(r.GPUs, other.GPUs),
+	}
+}
+
 // String shows cpus and mem, and the others that are not zero.
 func (r Resources) String() string {
 	text := "cpus:" + decimalText(r.CPUs) + " mem:" + decimalText(r.MemMB)

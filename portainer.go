@@ -347,6 +347,12 @@ func (f *Framework) openState() error {
 		s.close()
 		return err
 	}
+	if f.stager != nil {
+		if f.stager.store.ID, err = s.stagingID(f.stager.store.ID); err != nil {
+			s.close()
+			return fmt.Errorf("state directory %s: %w", f.cfg.StateDir, err)
+		}
+	}
 	f.state, f.past = s, past
 	f.cfg.FrameworkID = cmp.Or(f.cfg.FrameworkID, id)
 	for i := range past {

@@ -272,10 +272,7 @@ func stageFailure(ctx context.Context, spec *buildSpec, err error) *BuildError {
 	var bundling *bundleError
 	switch {
 	case ctx.Err() != nil:
-		failure.Class, failure.Err = ClassCancelled, context.Cause(ctx)
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			failure.Class = ClassTimeout
-		}
+		failure.Class, failure.Err = classOfEnd(ctx), context.Cause(ctx)
 	case errors.As(err, &bundling):
 		failure.Phase, failure.Class, failure.Err = PhaseBundle, ClassInvalid, bundling.err
 	}

@@ -23,6 +23,7 @@ var (
 	buildsBucket = []byte("builds")
 	versionKey   = []byte("version")
 	frameworkKey = []byte("framework")
+	stagingKey   = []byte("staging")
 )
 
 // lockTimeout bounds how long another process's use of a state directory is
@@ -144,6 +145,22 @@ func (s *state) load() (frameworkID string, records []record, err error) {
 // setFramework makes the framework id durable; "" forgets it.
 func (s *state) setFramework(id string) error {
 	return s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(frameworkKey, []byte(id)) })
+}
+
+// stagingID returns the name under which the framework holds what it has staged,
+// which is fresh in a new state. A later life must go by the same name, or it
+// could not give up what an earlier one staged.
+func (s *state) stagingID(fresh string) (string, error) {
+	id := fresh
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(metaBucket)
+		if known := meta.Get(stagingKey); known != nil {
+			id = string(known)
+			return nil
+		}
+		return meta.Put(stagingKey, []byte(fresh))
+	})
+	return id, err
 }
 
 // put makes records durable, all or none.
