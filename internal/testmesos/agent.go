@@ -836,7 +836,10 @@ func (a *Agent) stopContainers(ctx context.Context) {
 					continue
 				}
 				procs = append(procs, x.proc)
-				if x.state != executorTerminating {
+				switch {
+				case a.state == agentDown || x.proc.pid() == 0:
+					a.destroy(x) // there is nobody to ask it, or nobody to be asked
+				case x.state != executorTerminating:
 					a.shutdownExecutor(x)
 				}
 			}

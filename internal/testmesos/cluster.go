@@ -179,11 +179,8 @@ func (c *Cluster) Elect(h *Master) {
 	}
 }
 
-// closeGrace is how long executors have at the end, after SHUTDOWN.
-const closeGrace = 10 * time.Second
-
-// Close shuts down all executors, SIGKILLs those that do not go, and waits for
-// every process and goroutine.
+// Close shuts down all executors, SIGKILLs those that do not go within the grace
+// they have, Config.CloseGrace at most, and waits for every process and goroutine.
 func (c *Cluster) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -195,7 +192,7 @@ func (c *Cluster) Close() error {
 	c.mu.Unlock()
 	defer close(c.closeDone)
 
-	ctx, cancel := context.WithTimeout(context.Background(), min(closeGrace, c.cfg.ShutdownGrace))
+	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.CloseGrace)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, a := range c.agents {

@@ -31,6 +31,7 @@ type Config struct {
 	RegistrationTimeout        time.Duration // from launch, fetching included, until an executor subscribed; 1 min
 	ReregistrationTimeout      time.Duration // until executors subscribed to an agent that restarted, 2 s
 	ShutdownGrace              time.Duration // between SHUTDOWN and SIGKILL unless ExecutorInfo says otherwise, 5 s
+	CloseGrace                 time.Duration // the most that Cluster.Close gives an executor after SHUTDOWN, 10 s
 	AgentReregistrationTimeout time.Duration // until agents found a new leader, 10 min
 	AgentPingTimeout           time.Duration // until an agent whose connection broke is unreachable, 75 s
 	OfferTimeout               time.Duration // until an unanswered offer is rescinded; 0: never
@@ -97,6 +98,7 @@ func (c Config) withDefaults() Config {
 	c.RegistrationTimeout = cmp.Or(c.RegistrationTimeout, time.Minute)
 	c.ReregistrationTimeout = cmp.Or(c.ReregistrationTimeout, 2*time.Second)
 	c.ShutdownGrace = cmp.Or(c.ShutdownGrace, 5*time.Second)
+	c.CloseGrace = cmp.Or(c.CloseGrace, 10*time.Second)
 	c.AgentReregistrationTimeout = cmp.Or(c.AgentReregistrationTimeout, 10*time.Minute)
 	c.AgentPingTimeout = cmp.Or(c.AgentPingTimeout, 75*time.Second)
 	if c.Logger == nil {
@@ -130,6 +132,7 @@ func (c Config) validate() error {
 		{"RegistrationTimeout", c.RegistrationTimeout},
 		{"ReregistrationTimeout", c.ReregistrationTimeout},
 		{"ShutdownGrace", c.ShutdownGrace},
+		{"CloseGrace", c.CloseGrace},
 		{"AgentReregistrationTimeout", c.AgentReregistrationTimeout},
 		{"AgentPingTimeout", c.AgentPingTimeout},
 		{"OfferTimeout", c.OfferTimeout},
