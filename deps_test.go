@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	".":                     {"internal/wire", "internal/dockerfile", "internal/buildctx", "internal/staging", "internal/master", "internal/schedapi"},
 	"internal/schedapi":     {"internal/master"},
 	"internal/engine":       {"."},
-	"internal/agentrun":     {".", "internal/wire", "internal/execapi", "internal/staging", "internal/engine"},
+	"internal/agentrun":     {".", "internal/wire", "internal/execapi", "internal/staging", "internal/engine", "internal/seal"},
 	"internal/local":        {"internal/testmesos"},
 	"internal/registryauth": {"internal/seal"},
 	"executor":              {"internal/agentrun", "internal/hdfsblob"},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/engine"
+	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/staging"
 	"github.com/org/portainer/internal/wire"
 )
@@ -23,6 +24,7 @@ type attempt struct {
 	task    *wire.Task
 	log     portainer.LogSink
 	permit  *permit
+	secrets *seal.Receiver // nil if the task needs none
 
 	engine Engine // nil until it is open and after close
 }
@@ -61,7 +63,7 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 	}
 	defer closeBucket()
 	began := time.Now()
-	eng, err := a.cfg.OpenEngine(ctx, engine.Config{
+	cfg := engine.Config{
 		Kind:     t.Engine.Kind,
 		Host:     t.Engine.Host,
 		Sandbox:  a.sandbox,
@@ -73,12 +75,21 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		CPUs:     t.CPUs,
 		MemMB:    t.MemMB,
 		DiskMB:   t.DiskMB,
-	})
+	}
+	if a.secrets != nil {
+		cfg.Auth, cfg.Secrets = a.auth, a.secret
+	}
+	eng, err := a.cfg.OpenEngine(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	a.engine = eng
 	a.info(ctx, "engine %s ready in %v", eng.Name(), time.Since(began).Round(time.Millisecond))
+	if a.secrets != nil {
+		if err := a.awaitSecrets(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return eng.Build(ctx, portainer.Request{
 		ID:         portainer.BuildID(t.Build),
 		Registry:   t.Registry,

@@ -10,6 +10,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/execapi"
+	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -39,6 +40,7 @@ type executor struct {
 	over     bool                    // finished is closed
 	stopping bool                    // told to shut down
 	stopBy   time.Time               // when the agent will have lost patience; zero until stopping
+	secrets  *seal.Receiver          // of the task; nil if it needs none
 	left     error                   // what was left behind
 }
 
@@ -69,10 +71,23 @@ func (x *executor) Launch(task execapi.Task) {
 	x.task = task.ID
 	ctx, kill := context.WithCancelCause(context.Background())
 	x.kill = kill
-	x.client.Update(execapi.Status{Task: task.ID, State: execapi.Starting})
+	starting := execapi.Status{Task: task.ID, State: execapi.Starting}
+	t, err := wire.DecodeTask(task.Data)
+	if err == nil && t.Secrets {
+		x.secrets, err = seal.NewReceiver(seal.Binding{Task: task.ID, Attempt: t.Attempt}, x.client.Message)
+		if err == nil {
+			starting.Data = x.secrets.First()
+		}
+	}
+	secrets := x.secrets
+	x.client.Update(starting)
 	x.tasks.Go(func() {
 		defer kill(nil)
-		x.run(ctx, task)
+		if err != nil {
+			x.conclude(task.ID, failed(portainer.PhaseLaunch, portainer.ClassInvalid, err))
+		} else {
+			x.run(ctx, task.ID, t, secrets)
+		}
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.finish()
@@ -113,6 +128,12 @@ func (x *executor) end(why error) {
 
 // Message implements execapi.Handler.
 func (x *executor) Message(data []byte) {
+	x.mu.Lock()
+	secrets := x.secrets
+	x.mu.Unlock()
+	if secrets != nil && secrets.Handle(data) {
+		return
+	}
 	grant, err := wire.DecodePushGrant(data)
 	if err != nil {
 		x.log.Debug("message ignored", "size", len(data), "err", err)
@@ -138,20 +159,21 @@ func (x *executor) Shutdown() {
 }
 
 // run runs the task to its end, and ends with nothing of it left.
-func (x *executor) run(ctx context.Context, task execapi.Task) {
-	t, err := wire.DecodeTask(task.Data)
-	if err != nil {
-		x.conclude(task.ID, failed(portainer.PhaseLaunch, portainer.ClassInvalid, err))
-		return
-	}
+func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *seal.Receiver) {
 	log, err := openLog(x.api.Sandbox, x.cfg.Stdout, x.hint)
 	if err != nil {
-		x.conclude(task.ID, failed(portainer.PhaseLaunch, portainer.ClassLaunch, err))
+		x.conclude(id, failed(portainer.PhaseLaunch, portainer.ClassLaunch, err))
 		return
 	}
-	x.client.Update(execapi.Status{Task: task.ID, State: execapi.Running})
+	x.client.Update(execapi.Status{Task: id, State: execapi.Running})
 	a := attempt{cfg: x.cfg, sandbox: x.api.Sandbox, task: t, log: log, permit: x.permit}
+	if secrets != nil {
+		a.secrets, a.log = secrets, maskedLog{log, secrets.Mask}
+	}
 	outcome := a.run(ctx)
+	if f := outcome.Failure; f != nil && secrets != nil {
+		f.Message, f.Step = string(secrets.Mask([]byte(f.Message))), string(secrets.Mask([]byte(f.Step)))
+	}
 	if ctx.Err() != nil {
 		// Killed means that nothing of it runs any more.
 		x.leave(a.close(x.closeTime()))
@@ -161,7 +183,7 @@ func (x *executor) run(ctx context.Context, task execapi.Task) {
 		log.console.event(portainer.Event{Kind: portainer.EventInfo, Text: "failed: " + summary(outcome)})
 	}
 	outcome.LogSize = log.close()
-	x.conclude(task.ID, outcome)
+	x.conclude(id, outcome)
 	x.leave(a.close(x.closeTime()))
 }
 

@@ -118,6 +118,19 @@ func (s *scripted) Build(ctx context.Context, req portainer.Request) (*portainer
 				return nil, err
 			}
 			say("context %d", size)
+		case "show":
+			auth, err := s.cfg.Auth(ctx, rest)
+			if err != nil {
+				return fail(portainer.PhaseBuild, portainer.ClassAuth, err)
+			}
+			secret, err := s.cfg.Secrets(ctx, "npmrc")
+			if err != nil {
+				return fail(portainer.PhaseBuild, portainer.ClassAuth, err)
+			}
+			say("user %s, password %s, secret %s", auth.Username, auth.Password, secret)
+			if auth.Password != "hunter2-the-first" || string(secret) != "npm-token" {
+				return fail(portainer.PhaseBuild, portainer.ClassAuth, fmt.Errorf("wrong password %q or secret", auth.Password))
+			}
 		case "wait":
 			for { // until the file is there
 				if _, err := os.Stat(filepath.Join(s.cfg.Sandbox, rest)); err == nil {
@@ -133,6 +146,15 @@ func (s *scripted) Build(ctx context.Context, req portainer.Request) (*portainer
 			os.Exit(3)
 		case "fail":
 			return fail(portainer.PhaseBuild, portainer.ClassUser, fmt.Errorf("exit code %s", rest))
+		case "betray":
+			secret, err := s.cfg.Secrets(ctx, "npmrc")
+			if err != nil {
+				return fail(portainer.PhaseBuild, portainer.ClassAuth, err)
+			}
+			step.Name = string(secret)
+			s.cfg.Logs.HandleEvent(ctx, portainer.Event{Kind: portainer.EventStepDone, Time: time.Now(), Step: step})
+			return nil, &portainer.BuildError{Phase: portainer.PhaseBuild, Class: portainer.ClassUser, Step: "RUN echo " + string(secret),
+				Err: fmt.Errorf("said %s", secret)}
 		}
 	}
 	image := req.Registry + "/" + req.Repository

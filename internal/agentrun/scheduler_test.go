@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/org/portainer/internal/master"
 	"github.com/org/portainer/internal/schedapi"
+	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/testmesos"
 	"github.com/org/portainer/internal/wire"
 )
@@ -29,6 +31,7 @@ type rig struct {
 	client  *schedapi.Client
 	command string
 	env     map[string]string // of the executor
+	asked   func(ask seal.Ask, agent mesos.AgentID, executor mesos.ExecutorID)
 
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced at each event
@@ -110,7 +113,13 @@ func (r *rig) handle(event schedapi.Event) {
 				AgentID: *status.AgentID, TaskID: status.TaskID, UUID: status.UUID,
 			}})
 		}
+		if ask, err := seal.DecodeAsk(status.Data); err == nil {
+			r.asked(ask, *status.AgentID, *status.ExecutorID)
+		}
 	case scheduler.Event_MESSAGE:
+		if ask, err := seal.DecodeAsk(event.Message.Data); err == nil {
+			r.asked(ask, event.Message.AgentID, event.Message.ExecutorID)
+		}
 		if ask, err := wire.DecodePushAsk(event.Message.Data); err == nil {
 			grant := wire.PushGrant{Serial: ask.Serial, Lease: time.Minute}
 			r.client.Send(calls.Message(event.Message.AgentID.Value, event.Message.ExecutorID.Value, grant.Encode()))
@@ -269,14 +278,7 @@ func (r *rig) shutdown(executor string) {
 // gone waits until the process of an executor has ended.
 func (r *rig) gone(executor string) {
 	r.t.Helper()
-	r.wait("the end of "+executor, func() bool {
-		for _, id := range r.exits {
-			if id == executor {
-				return true
-			}
-		}
-		return false
-	})
+	r.wait("the end of "+executor, func() bool { return slices.Contains(r.exits, executor) })
 }
 
 // log reads the frames of a task's log as the framework does, up to size.

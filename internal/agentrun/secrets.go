@@ -1,0 +1,84 @@
+package agentrun
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/org/portainer"
+	"github.com/org/portainer/internal/engine"
+	"github.com/org/portainer/internal/seal"
+)
+
+const (
+	// secretsTimeout bounds how long the framework may take to send the secrets
+	// of the task. It is asked again all the time, so it must be away, or unable
+	// to reach this agent. By then Mesos has most likely given it up.
+	secretsTimeout = 2 * time.Minute
+	// secretsAge is how old credentials may be when a registry is spoken to.
+	// Older ones are asked for anew: passwords of cloud registries are tokens
+	// that expire, some within half an hour.
+	secretsAge = 10 * time.Minute
+)
+
+// awaitSecrets waits until the secrets of the task are here.
+func (a *attempt) awaitSecrets(ctx context.Context) error {
+	limited, cancel := context.WithTimeoutCause(ctx, secretsTimeout, fmt.Errorf("no secrets within %v", secretsTimeout))
+	defer cancel()
+	began := time.Now()
+	got, err := a.secrets.Credentials(limited)
+	if err != nil {
+		class := portainer.ClassLaunch
+		switch {
+		case ctx.Err() != nil:
+			class = portainer.ClassCancelled
+		case errors.Is(err, seal.ErrRefused):
+			class = portainer.ClassAuth
+		case errors.Is(err, seal.ErrVersion):
+			class = portainer.ClassInvalid
+		}
+		return &portainer.BuildError{Phase: portainer.PhaseLaunch, Class: class, Err: err}
+	}
+	a.cfg.Logger.Info("secrets received", "secrets", got, "waited", time.Since(began))
+	return nil
+}
+
+// auth is the engine.AuthFunc of the attempt.
+func (a *attempt) auth(ctx context.Context, registry string) (engine.RegistryAuth, error) {
+	c, err := a.secrets.Fresh(ctx, secretsAge)
+	if err != nil {
+		return engine.RegistryAuth{}, err
+	}
+	return engine.RegistryAuth(c.Registries[registry]), nil
+}
+
+// secret is the engine.SecretFunc of the attempt.
+func (a *attempt) secret(ctx context.Context, id string) ([]byte, error) {
+	c, err := a.secrets.Credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.Secrets[id], nil
+}
+
+// A maskedLog takes secrets out of what goes to a log.
+type maskedLog struct {
+	to   portainer.LogSink
+	mask func(line []byte) []byte
+}
+
+// HandleEvent implements portainer.LogSink.
+func (l maskedLog) HandleEvent(ctx context.Context, ev portainer.Event) {
+	ev.Text = l.text(ev.Text)
+	ev.Step.Name = l.text(ev.Step.Name)
+	ev.Step.Error = l.text(ev.Step.Error)
+	l.to.HandleEvent(ctx, ev)
+}
+
+func (l maskedLog) text(s string) string {
+	if s == "" {
+		return s
+	}
+	return string(l.mask([]byte(s)))
+}
