@@ -114,11 +114,11 @@ func TestAgentRestart(t *testing.T) {
 		require.Equal(t, []string{"t1 TASK_STARTING", "t2 TASK_STARTING", "t1 TASK_RUNNING"}, a.received())
 		m.setDown(true)
 		close(broken)
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		c.Update(status("t1", execapi.Finished))
 		a.setStatus(http.StatusServiceUnavailable)
 		m.setDown(false)
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		a.setStatus(0)
 		require.NoError(t, c.Flush(t.Context()))
 		require.Equal(t, [][]string{nil, {"t1", "t2"}}, tasks)
@@ -162,7 +162,7 @@ func TestAcknowledgedTaskIsNotNamedAgain(t *testing.T) {
 		c.Update(status("t1", execapi.Starting))
 		require.NoError(t, c.Flush(t.Context()))
 		close(broken)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		synctest.Wait()
 		require.Equal(t, []int{0, 0, 0, 0}, tasks)
 		require.ErrorIs(t, stop(), context.Canceled)
@@ -185,7 +185,7 @@ func TestAgentGone(t *testing.T) {
 			want: "the agent is gone: stream of the agent: EOF (it does not checkpoint)",
 		},
 		{
-			name: "recovery timeout", checkpoint: true, script: func(s *stream) { s.subscribed(); time.Sleep(time.Second) }, after: 15 * time.Minute, is: execapi.ErrGone,
+			name: "recovery timeout", checkpoint: true, script: func(s *stream) { s.subscribed(); pass(time.Second) }, after: 15 * time.Minute, is: execapi.ErrGone,
 			want: "the agent is gone: not back within 15m0s: agent agent:1: dial tcp agent:1: connect: connection refused",
 		},
 		{
@@ -237,7 +237,7 @@ func TestLostAcknowledgementAndFailedCalls(t *testing.T) {
 		case 2:
 			return 0, "" // no acknowledgement: sent again
 		case 3:
-			time.Sleep(time.Minute) // no answer: sent again
+			pass(time.Minute) // no answer: sent again
 			return http.StatusInternalServerError, ""
 		}
 		a.mu.Lock()
@@ -355,7 +355,7 @@ func TestSubscribeWithoutAnswer(t *testing.T) {
 		cfg.Transport = m
 		r := &recorder{}
 		stop := run(t, execapi.New(cfg), r)
-		time.Sleep(11 * time.Second)
+		pass(11 * time.Second)
 		synctest.Wait()
 		require.Equal(t, []string{"launch t"}, r.log())
 		require.ErrorIs(t, stop(), context.Canceled)
@@ -408,7 +408,7 @@ func TestAgentThatCutsEveryStreamIsNotStormed(t *testing.T) {
 	a := &fakeAgent{script: func(_ int, _ *executor.Call_Subscribe, s *stream) { s.subscribed() }}
 	inMemory(t, a, config(true), func(t *testing.T, c *execapi.Client, _ *memory, r *recorder) {
 		stop := run(t, c, r)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		require.Less(t, a.n, 400)
 		require.Greater(t, a.n, 100)
@@ -466,7 +466,7 @@ func TestTokenOverTLS(t *testing.T) {
 }
 
 func TestDomainSocket(t *testing.T) {
-	dir, err := os.MkdirTemp("", "exec")
+	dir, err := os.MkdirTemp("", "exec") //nolint:usetesting // the path of a socket must be short
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "s")

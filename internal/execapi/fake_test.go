@@ -339,3 +339,6 @@ func config(checkpoint bool) execapi.Config {
 		Checkpoint: checkpoint, RecoveryTimeout: 15 * time.Minute, BackoffMax: 2 * time.Second, ShutdownGrace: 5 * time.Second,
 	}
 }
+
+// pass lets time pass in a synctest bubble.
+func pass(d time.Duration) { <-time.After(d) }

@@ -88,7 +88,7 @@ func TestSubscribesAgainAsTheSameFramework(t *testing.T) {
 	}}
 	inMemory(t, m, cfg, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
 		stop := run(t, c, r.handle)
-		time.Sleep(time.Second) // the bubble's
+		pass(time.Second)
 		synctest.Wait()
 		require.Equal(t, []string{"SUBSCRIBED", "disconnected: stream of master m:1: EOF", "SUBSCRIBED"}, r.log())
 		require.Equal(t, []string{"", frameworkID}, ids)
@@ -108,14 +108,14 @@ func TestSilentStreamIsGivenUp(t *testing.T) {
 		{"heartbeats stop", func(s *stream) {
 			s.subscribed(15 * time.Second)
 			for range 240 {
-				time.Sleep(15 * time.Second)
+				pass(15 * time.Second)
 				s.heartbeat()
 			}
 		}, time.Hour + 75*time.Second, "nothing from master m:1 for 1m15s"},
 		{"other events count", func(s *stream) {
 			s.subscribed(15 * time.Second)
 			for i := range 10 {
-				time.Sleep(74 * time.Second)
+				pass(74 * time.Second)
 				s.rescind(i)
 			}
 		}, 815 * time.Second, "nothing from master m:1 for 1m15s"},
@@ -156,7 +156,7 @@ func TestSlowHandlerIsNoSilence(t *testing.T) {
 		s.subscribed(time.Second)
 		s.rescind(1)
 		for {
-			time.Sleep(time.Second)
+			pass(time.Second)
 			s.heartbeat()
 			if s.ctx.Err() != nil {
 				return
@@ -166,12 +166,12 @@ func TestSlowHandlerIsNoSilence(t *testing.T) {
 	inMemory(t, m, schedapi.Config{}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
 		r.hook = func(event schedapi.Event) {
 			if event.Event != nil && event.Type == scheduler.Event_RESCIND {
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				synctest.Wait()
 			}
 		}
 		stop := run(t, c, r.handle)
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		synctest.Wait()
 		require.Equal(t, []string{"SUBSCRIBED", "rescind 1"}, r.log())
 		require.ErrorIs(t, stop(), context.Canceled)
@@ -199,7 +199,7 @@ func TestBrokenStreams(t *testing.T) {
 			}}
 			inMemory(t, m, schedapi.Config{}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
 				stop := run(t, c, r.handle)
-				time.Sleep(time.Second)
+				pass(time.Second)
 				synctest.Wait()
 				require.Equal(t, []string{"SUBSCRIBED", "disconnected: " + tt.want, "SUBSCRIBED"}, r.log())
 				require.ErrorIs(t, stop(), context.Canceled)
@@ -298,7 +298,7 @@ func TestErrorsThatPass(t *testing.T) {
 			}}
 			inMemory(t, m, schedapi.Config{}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
 				stop := run(t, c, r.handle)
-				time.Sleep(time.Second)
+				pass(time.Second)
 				synctest.Wait()
 				require.Contains(t, r.log(), "disconnected: master m:1: "+message)
 				require.Equal(t, "SUBSCRIBED", r.log()[len(r.log())-1])
@@ -416,7 +416,7 @@ func TestDeadLeaderIsAskedForUntilAnotherLeads(t *testing.T) {
 			}
 		}
 		stop := run(t, c, r.handle)
-		time.Sleep(20 * time.Second)
+		pass(20 * time.Second)
 		synctest.Wait()
 		log := r.log()
 		require.Equal(t, "disconnected: master dead:1: dial tcp dead:1: connect: connection refused", log[0])
@@ -441,7 +441,7 @@ func TestAsksTheMastersInTurn(t *testing.T) {
 		c := newClient(t, schedapi.Config{Masters: parse(t, "m:1,m:2,m:3"), Transport: net})
 		r := &recorder{}
 		stop := run(t, c, r.handle)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		synctest.Wait()
 		require.Equal(t, []string{
 			"disconnected: master m:1: dial tcp m:1: connect: connection refused",
@@ -527,7 +527,7 @@ func TestCallsThatEndTheSubscription(t *testing.T) {
 		{"another leads", func(*scheduler.Call) (int, string) { return http.StatusTemporaryRedirect, "" }, "KILL: 307 Temporary Redirect"},
 		{"recovering", func(*scheduler.Call) (int, string) { return http.StatusServiceUnavailable, "<html>" }, "KILL: 503 Service Unavailable"},
 		{"no answer", func(*scheduler.Call) (int, string) {
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			return 0, ""
 		}, "KILL: no answer from master m:1 within 15s: context deadline exceeded"},
 	}
@@ -551,7 +551,7 @@ func TestCallsThatEndTheSubscription(t *testing.T) {
 				go func() { first <- c.Do(t.Context(), kill(0)) }()
 				synctest.Wait()
 				c.Send(kill(1)) // queued behind, dropped with the subscription
-				time.Sleep(20 * time.Second)
+				pass(20 * time.Second)
 				synctest.Wait()
 				require.EqualError(t, <-first, tt.want)
 				require.NoError(t, c.Do(t.Context(), kill(2)))
@@ -588,7 +588,7 @@ func TestDoEndsWithItsContext(t *testing.T) {
 		s.subscribed(15 * time.Minute)
 		s.stall()
 	}, answer: func(*scheduler.Call) (int, string) {
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		return 0, ""
 	}}
 	inMemory(t, m, schedapi.Config{}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
@@ -597,7 +597,7 @@ func TestDoEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		require.ErrorIs(t, c.Do(ctx, kill(1)), context.DeadlineExceeded)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		require.Equal(t, []string{"SUBSCRIBED"}, r.log())
 		require.ErrorIs(t, stop(), context.Canceled)
@@ -609,13 +609,13 @@ func TestDoWhoseSubscriptionEnds(t *testing.T) {
 	m.script = func(n int, _ *scheduler.Call_Subscribe, s *stream) {
 		s.subscribed(15 * time.Minute)
 		if n == 1 {
-			time.Sleep(5 * time.Second)
+			pass(5 * time.Second)
 			return
 		}
 		s.stall()
 	}
 	m.answer = func(*scheduler.Call) (int, string) {
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		return 0, ""
 	}
 	inMemory(t, m, schedapi.Config{}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
@@ -645,7 +645,7 @@ func TestTeardownEndsRun(t *testing.T) {
 	m.answer = func(call *scheduler.Call) (int, string) {
 		if call.Type == scheduler.Call_TEARDOWN {
 			close(closed)
-			time.Sleep(time.Second)
+			pass(time.Second)
 		}
 		return 0, ""
 	}
@@ -688,7 +688,7 @@ func TestUpdateFrameworkOutlivesTheSubscription(t *testing.T) {
 			Type: scheduler.Call_UPDATE_FRAMEWORK, UpdateFramework: &scheduler.Call_UpdateFramework{FrameworkInfo: *info},
 		}))
 		close(again)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		synctest.Wait()
 		require.Equal(t, []string{"test ", "renamed " + frameworkID}, names)
 		require.ErrorIs(t, stop(), context.Canceled)

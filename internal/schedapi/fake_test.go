@@ -334,3 +334,6 @@ func newClient(t *testing.T, cfg schedapi.Config) *schedapi.Client {
 	require.NoError(t, err)
 	return c
 }
+
+// pass lets time pass in a synctest bubble.
+func pass(d time.Duration) { <-time.After(d) }
