@@ -68,6 +68,10 @@ type Request struct {
 	// Args are build arguments (ARG). They are visible in the image history:
 	// no secrets.
 	Args map[string]string
+	// Secrets are build secrets by id (RUN --mount=type=secret). They reach the
+	// executor sealed to a key in its memory, and are written down nowhere: after
+	// a restart of the framework a new attempt cannot have them.
+	Secrets map[string][]byte
 	// Labels are added to the image's labels.
 	Labels map[string]string
 	// Network is the network of RUN instructions: "default", "none" or "host".

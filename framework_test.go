@@ -331,3 +331,39 @@ func TestFrameworkDetachAndAttach(t *testing.T) {
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{"a-1", "b-1", "c-1"}, strings.Fields(string(data)))
 }
+
+func TestFrameworkSecrets(t *testing.T) {
+	c := cluster(t, 1)
+	// The first answers are lost.
+	lost := c.Interfere(testmesos.Rule{Direction: testmesos.AgentToExecutor, Type: "MESSAGE", Times: 2, Action: testmesos.Drop})
+	var asked [][]string
+	r := start(t, c, func(cfg *portainer.Config) {
+		cfg.StateDir = t.TempDir()
+		cfg.Credentials = func(_ context.Context, registries ...string) (map[string]portainer.RegistryAuth, error) {
+			asked = append(asked, registries)
+			return map[string]portainer.RegistryAuth{"registry.test:5000": {Username: "robot", Password: "hunter2-and-more"}}, nil
+		}
+	})
+	_, err := r.build(r.ctx(), "tell:token", func(req *portainer.Request) {
+		req.Source = []byte("FROM base.test/image\nRUN --mount=type=secret,id=token true\n")
+		req.Secrets = map[string][]byte{"token": []byte("tell-nobody")}
+	})
+	require.NoError(t, err)
+	require.Equal(t, []string{"user robot, secret tell-nobody, <nil>"}, r.log.texts(""))
+	require.Equal(t, []string{"base.test", "registry.test:5000"}, asked[0])
+	require.Equal(t, 2, lost.Hits())
+}
+
+func TestFrameworkCredentialsFail(t *testing.T) {
+	r := start(t, cluster(t, 1), func(cfg *portainer.Config) {
+		cfg.Credentials = func(context.Context, ...string) (map[string]portainer.RegistryAuth, error) {
+			return nil, errors.New("keychain is locked")
+		}
+	})
+	_, err := r.build(r.ctx(), "push")
+	var failure *portainer.BuildError
+	require.ErrorAs(t, err, &failure)
+	require.Equal(t, portainer.ClassAuth, failure.Class)
+	require.ErrorContains(t, err, "credentials for registry.test:5000: keychain is locked")
+	require.Zero(t, r.log.count(portainer.EventStaged), "nothing is staged for it")
+}

@@ -96,6 +96,8 @@ type buildSpec struct {
 	file        string // what messages call the Dockerfile
 	resources   Resources
 	constraints []Constraint
+	registries  []string          // that the build speaks to
+	secrets     map[string][]byte // build secrets by id; never saved
 	maxAttempts int
 	oomRetryMB  float64 // memory of the one attempt after an OOM; 0 means none
 	task        wire.Task
@@ -116,6 +118,7 @@ type build struct {
 	current   *attempt              // nil while waiting
 	live      []*attempt            // those in ledger.tasks, oldest first
 	lease     lease                 // who may push
+	restored  bool                  // from an earlier life
 	done      bool
 	result    *Result     // when done, this
 	failure   *BuildError // or that
@@ -271,10 +274,10 @@ func (l *ledger) restore(now time.Time, records []record) {
 		b := &build{
 			buildSpec: buildSpec{
 				id: r.ID, image: r.Image, file: r.File, resources: r.Resources,
-				constraints: r.Constraints, maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, task: r.Task,
+				constraints: r.Constraints, registries: r.Registries, maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, task: r.Task,
 			},
 			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, oomRaised: r.OOMRaised,
-			lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,
+			restored: true, lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,
 		}
 		if r.Failure != nil {
 			b.failure = r.buildError()

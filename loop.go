@@ -13,6 +13,7 @@ import (
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler/calls"
 
 	"github.com/org/portainer/internal/schedapi"
+	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -309,6 +310,9 @@ func (l *loop) handle(ev schedapi.Event) {
 		u := updateFromMesos(&ev.Update.Status)
 		log.Debug("status update", "task", u.task, "state", u.state, "reason", u.reason, "message", u.message)
 		l.ledger.update(now, u)
+		if ask, err := seal.DecodeAsk(u.data); err == nil {
+			l.answerSecrets(ask, u.task, u.agent)
+		}
 	case scheduler.Event_MESSAGE:
 		l.message(ev.Message)
 	case scheduler.Event_FAILURE:
@@ -332,11 +336,15 @@ func (l *loop) adopt(id string) error {
 	return nil
 }
 
-// message takes what an executor says: that it wants to push, or that its log has
-// grown, of which whoever follows the log is told.
+// message takes what an executor says: that it wants to push or to have secrets, or
+// that its log has grown, of which whoever follows the log is told.
 func (l *loop) message(m *scheduler.Event_Message) {
 	if ask, err := wire.DecodePushAsk(m.Data); err == nil {
 		l.ledger.asked(time.Now(), m.ExecutorID.Value, ask)
+		return
+	}
+	if ask, err := seal.DecodeAsk(m.Data); err == nil {
+		l.answerSecrets(ask, m.ExecutorID.Value, AgentID(m.AgentID.Value))
 		return
 	}
 	at := l.ledger.tasks[m.ExecutorID.Value]

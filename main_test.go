@@ -12,6 +12,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/execapi"
+	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -42,8 +43,9 @@ type actor struct {
 	granted sync.Once
 	grant   chan struct{} // closed when it may push
 
-	mu   sync.Mutex
-	kill map[string]context.CancelFunc
+	mu      sync.Mutex
+	kill    map[string]context.CancelFunc
+	secrets *seal.Receiver
 }
 
 func actorMain() int {
@@ -92,6 +94,12 @@ func (a *actor) Kill(task string, _ time.Duration) {
 func (a *actor) Message(data []byte) {
 	if grant, err := wire.DecodePushGrant(data); err == nil && grant.Lease > 0 {
 		a.granted.Do(func() { close(a.grant) })
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.secrets != nil {
+		a.secrets.Handle(data)
 	}
 }
 
@@ -118,8 +126,7 @@ func (a *actor) act(ctx context.Context, info execapi.Task) {
 		panic(err)
 	}
 	log := &actorLog{}
-	a.update(info, execapi.Starting, nil)
-	a.update(info, execapi.Running, nil)
+	secrets := a.start(info, task)
 	log.line(wire.FrameInfo, fmt.Sprintf("attempt %d of %s", task.Attempt, task.Build))
 	log.flush()
 
@@ -130,6 +137,9 @@ func (a *actor) act(ctx context.Context, info execapi.Task) {
 		verb = map[bool]string{true: "crash", false: "push"}[task.Attempt == 1]
 	}
 	switch verb {
+	case "tell": // who it is to a registry, and a build secret
+		got, err := secrets.Credentials(ctx)
+		log.line(wire.FrameOut, fmt.Sprintf("user %s, secret %s, %v", got.Registries[task.Registry].Username, got.Secrets[arg], err))
 	case "crash":
 		os.Exit(7)
 	case "fail":
@@ -179,6 +189,25 @@ func (a *actor) act(ctx context.Context, info execapi.Task) {
 	}
 	outcome.Ended, outcome.LogSize = time.Now(), log.size
 	a.update(info, state, outcome)
+}
+
+// start reports that the task runs, and asks for its secrets if it has any.
+func (a *actor) start(info execapi.Task, task *wire.Task) *seal.Receiver {
+	starting := execapi.Status{Task: info.ID, State: execapi.Starting}
+	var secrets *seal.Receiver
+	if task.Secrets {
+		var err error
+		if secrets, err = seal.NewReceiver(seal.Binding{Task: info.ID, Attempt: task.Attempt}, a.client.Message); err != nil {
+			panic(err)
+		}
+		starting.Data = secrets.First()
+		a.mu.Lock()
+		a.secrets = secrets
+		a.mu.Unlock()
+	}
+	a.client.Update(starting)
+	a.update(info, execapi.Running, nil)
+	return secrets
 }
 
 // push notes in the file PUSHES, if the task has one, that it pushed.

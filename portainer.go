@@ -133,6 +133,11 @@ type Config struct {
 	Registry, From string
 	Insecure       bool
 
+	// Credentials finds what registries want to see, for pulls and pushes. They
+	// reach executors sealed to a key in their memory, and are in no task, state
+	// or log. Nil means that every registry is anonymous.
+	Credentials CredentialsFunc
+
 	// Resources is what a build gets where neither its Request nor its
 	// Dockerfile says. Zero CPUs mean 1, zero MemMB 1024; the other zeros mean
 	// none.

@@ -43,6 +43,9 @@ func (f *Framework) prepare(ctx context.Context, req Request) (*buildSpec, error
 		failure.Err = err
 		return nil, failure
 	}
+	if failure := f.needSecrets(ctx, req, spec); failure != nil {
+		return nil, failure
+	}
 	if !file.UsesContext() {
 		return spec, nil
 	}
@@ -113,6 +116,7 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
 	}
 	from := or(req.From, f.cfg.From)
+	spec.registries = registriesOf(spec.task.Registry, from, file)
 	text, err := file.Render(from)
 	if err != nil {
 		return spec, file, err

@@ -45,6 +45,7 @@ type record struct {
 	File        string          `json:"file"`
 	Resources   Resources       `json:"resources"`
 	Constraints []Constraint    `json:"constraints,omitempty"`
+	Registries  []string        `json:"registries,omitempty"`
 	MaxAttempts int             `json:"max_attempts"`
 	OOMRetryMB  float64         `json:"oom_retry_mb,omitempty"`
 	Task        wire.Task       `json:"task"`
@@ -233,7 +234,7 @@ func (m *logMark) close() error { return m.file.Close() }
 // record is b as the state keeps it.
 func (b *build) record() record {
 	r := record{
-		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB,
+		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, Registries: b.registries, MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB,
 		Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, OOMRaised: b.oomRaised,
 		Lease: b.lease, Done: b.done, Result: b.result,
 	}

@@ -1,0 +1,128 @@
+package portainer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/mesos/mesos-go/api/v1/lib/scheduler/calls"
+
+	"github.com/org/portainer/internal/dockerfile"
+	"github.com/org/portainer/internal/seal"
+)
+
+// A RegistryAuth is what a registry, or the token server it names, wants to see.
+// The zero value is anonymous. However it is printed or logged, no secret shows.
+type RegistryAuth struct {
+	Username, Password string
+	// IdentityToken is an OAuth2 refresh token; Username is "" or the one it was
+	// given to.
+	IdentityToken string
+	// RegistryToken is a bearer token for the registry itself.
+	RegistryToken string
+}
+
+// String shows what kind of credentials they are.
+func (a RegistryAuth) String() string { return seal.RegistryAuth(a).String() }
+
+// GoString is String.
+func (a RegistryAuth) GoString() string { return a.String() }
+
+// Format is String whatever the verb: others would print the fields.
+func (a RegistryAuth) Format(s fmt.State, _ rune) { fmt.Fprint(s, a.String()) }
+
+// LogValue implements slog.LogValuer.
+func (a RegistryAuth) LogValue() slog.Value { return slog.StringValue(a.String()) }
+
+// A CredentialsFunc finds what registries want, by their names as references
+// spell them ("host", "host:port", "docker.io"). Registries that it knows nothing
+// of are not in the result. It is called when a build is submitted, and again
+// whenever its executor needs fresh ones; it may be called from many goroutines.
+type CredentialsFunc func(ctx context.Context, registries ...string) (map[string]RegistryAuth, error)
+
+// credentialsTimeout bounds one call of a CredentialsFunc: helpers ask keychains
+// and cloud services.
+const credentialsTimeout = 30 * time.Second
+
+// registriesOf lists the registries that a build speaks to: the one it pushes to
+// and those of its base images.
+func registriesOf(registry, from string, file *dockerfile.File) []string {
+	registries := []string{registry}
+	if host, _, _ := strings.Cut(from, "/"); host != "" {
+		registries = append(registries, host)
+	}
+	for _, base := range file.Bases() {
+		if named, err := reference.ParseNormalizedNamed(base.Ref); err == nil {
+			registries = append(registries, reference.Domain(named))
+		}
+	}
+	slices.Sort(registries)
+	return slices.Compact(registries)
+}
+
+// credentials asks for what registries want.
+func (f *Framework) credentials(ctx context.Context, registries []string) (map[string]seal.RegistryAuth, error) {
+	if f.cfg.Credentials == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
+	defer cancel()
+	found, err := f.cfg.Credentials(ctx, registries...)
+	if err != nil {
+		return nil, fmt.Errorf("credentials for %s: %w", strings.Join(registries, ", "), err)
+	}
+	sealed := make(map[string]seal.RegistryAuth, len(found))
+	for registry, auth := range found {
+		sealed[registry] = seal.RegistryAuth(auth)
+	}
+	return sealed, nil
+}
+
+// needSecrets notes in spec what secrets its executor will ask for. Wrong ones are
+// found out now and not on an agent.
+func (f *Framework) needSecrets(ctx context.Context, req Request, spec *buildSpec) *BuildError {
+	found, err := f.credentials(ctx, spec.registries)
+	if err != nil {
+		return &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseRead, Class: ClassAuth, Err: err}
+	}
+	spec.secrets = maps.Clone(req.Secrets)
+	spec.task.Secrets = len(found) > 0 || len(spec.secrets) > 0
+	return nil
+}
+
+// answerSecrets gives an executor the secrets of its build, sealed to its key. It
+// does so as often as it is asked: answers may be lost, and tokens grow old.
+func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
+	at := l.ledger.tasks[task]
+	if at == nil || at.abandoned || ask.Task != task || ask.Attempt != at.n {
+		return
+	}
+	b := at.build
+	registries, secrets, restarted := b.registries, b.secrets, b.restored
+	l.cleanup.Go(func() {
+		answer := l.f.secretsFor(l.cleanupCtx, ask, registries, secrets, restarted)
+		l.client.Send(calls.Message(string(agent), task, answer.Encode()))
+	})
+}
+
+// secretsFor makes the answer to ask.
+func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, registries []string, secrets map[string][]byte, restarted bool) seal.Answer {
+	found, err := f.credentials(ctx, registries)
+	if err != nil {
+		return ask.Refuse(err.Error())
+	}
+	if len(found) == 0 && len(secrets) == 0 && restarted {
+		// Secrets are never written down, so another life does not know them.
+		return ask.Refuse("the framework was restarted and no longer has the secrets of this build")
+	}
+	answer, err := ask.Answer(seal.Credentials{Registries: found, Secrets: secrets})
+	if err != nil {
+		return ask.Refuse(err.Error())
+	}
+	return answer
+}
