@@ -25,7 +25,7 @@ const module = "github.com/org/portainer"
 // are not named may import none. The test fails for a package that is missing
 // here and imports one of ours, so growth is a reviewed line.
 var mayImport = map[string][]string{
-	".":                     {"internal/wire", "internal/dockerfile", "internal/buildctx", "internal/staging", "internal/master", "internal/schedapi"},
+	".":                     {"internal/wire", "internal/dockerfile", "internal/buildctx", "internal/staging", "internal/master", "internal/schedapi", "internal/seal"},
 	"internal/schedapi":     {"internal/master"},
 	"internal/engine":       {"."},
 	"internal/agentrun":     {".", "internal/wire", "internal/execapi", "internal/staging", "internal/engine", "internal/seal"},
