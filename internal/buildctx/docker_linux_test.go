@@ -31,10 +31,11 @@ import (
 
 // docker is a daemon of our own, and ways of building with it.
 type docker struct {
-	started time.Time
-	cli     string // a docker client with BuildKit built in
-	env     []string
-	bk      *bk.Client // the client that docker build is made of today
+	started  time.Time
+	compared int    // trees so far
+	cli      string // a docker client with BuildKit built in
+	env      []string
+	bk       *bk.Client // the client that docker build is made of today
 }
 
 func startDocker(t *testing.T) *docker {
@@ -269,4 +270,4 @@ func (d *docker) differences(want, got map[string]node, emptied func(string) boo
 	return errors.Join(all...)
 }
 
-func lines(l []string) string { return "ignore file:\n\t" + strings.Join(l, "\n\t") }
+func lines(l []string) string { return fmt.Sprintf("ignore file: %q", l) }
