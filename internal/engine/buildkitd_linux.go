@@ -106,6 +106,8 @@ func buildkitdConfig(cfg Config, h *home, runtime string) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("root = %q", h.Data)
 	line(`insecure-entitlements = ["network.host"]`)
+	// Its place would be /run/buildkit, for all the buildkitds of a machine.
+	line("[otel]\n  socketPath = %q", filepath.Join(h.run, "otel.sock"))
 	line("[history]\n  maxEntries = 0")
 	line("[cdi]\n  disabled = true")
 	line("[worker.containerd]\n  enabled = false")

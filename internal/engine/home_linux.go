@@ -155,7 +155,14 @@ func (h *home) killAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errors.New("processes do not end"))
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		pids := append(marked(h.ID), cgroupProcesses(h.Cgroup)...)
+		ours := marked(h.ID)
+		// Whoever is killed cannot remove its sockets.
+		for _, path := range shimSockets(ours) {
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		pids := append(ours, cgroupProcesses(h.Cgroup)...)
 		if len(pids) == 0 {
 			return nil
 		}

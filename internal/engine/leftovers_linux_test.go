@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -159,6 +160,28 @@ func TestMainOfKilledProgram(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// shimSockets returns the sockets of the shims of the containerd with its socket
+// below temp, by the way containerd names them.
+func shimSockets(t *testing.T, temp string) []string {
+	t.Helper()
+	containerds, err := filepath.Glob(filepath.Join(temp, "*", "x", "containerd", "containerd.sock"))
+	require.NoError(t, err)
+	tasks, err := filepath.Glob(filepath.Join(temp, "*", "x", "containerd", "daemon", "io.containerd.runtime.v2.task", "moby", "*"))
+	require.NoError(t, err)
+	var sockets []string
+	for _, containerd := range containerds {
+		for _, task := range tasks {
+			sum := sha256.Sum256([]byte(filepath.Join(containerd, "moby", filepath.Base(task))))
+			sockets = append(sockets, fmt.Sprintf("/run/containerd/s/%x", sum))
+		}
+	}
+	for _, s := range sockets {
+		_, err := os.Stat(s)
+		require.NoError(t, err)
+	}
+	return sockets
+}
+
 func TestSweepAfterKill(t *testing.T) {
 	r := theRig(t)
 	for _, kind := range ownKinds(t) {
@@ -181,8 +204,12 @@ func TestSweepAfterKill(t *testing.T) {
 				}
 			}
 			require.Contains(t, said, "sleeping")
-			require.True(t, running(t, "sleep "+mark))
+			require.Eventually(t, func() bool { return running(t, "sleep "+mark) }, time.Minute, time.Millisecond)
 			cgroup := cgroupOf(t, temp)
+			sockets := shimSockets(t, temp)
+			if kind == engine.KindDockerd {
+				require.NotEmpty(t, sockets)
+			}
 			require.NotEmpty(t, cgroups(t, cgroup))
 			require.NoError(t, cmd.Process.Kill())
 			require.Error(t, cmd.Wait())
@@ -191,6 +218,9 @@ func TestSweepAfterKill(t *testing.T) {
 			require.Empty(t, leftovers(t, temp, sandbox))
 			require.False(t, running(t, "sleep "+mark))
 			require.Empty(t, cgroups(t, cgroup))
+			for _, s := range sockets {
+				require.NoFileExists(t, s)
+			}
 			require.NoError(t, engine.Sweep(testContext(t), temp, nil))
 		})
 	}

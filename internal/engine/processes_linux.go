@@ -46,6 +46,43 @@ func processes() []int {
 	return pids
 }
 
+// shimDir is where containerd's shims have their sockets, whichever containerd
+// they belong to (containerd runtime/v2/shim/util_unix.go).
+const shimDir = "/run/containerd/s/"
+
+// shimSockets returns the sockets below shimDir that processes have open.
+func shimSockets(pids []int) []string {
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return nil
+	}
+	paths := map[string]string{} // by what a descriptor of the socket is called
+	for line := range strings.Lines(string(table)) {
+		// proc_net(5): the seventh field is the inode, the eighth the path.
+		if f := strings.Fields(line); len(f) == 8 && strings.HasPrefix(f[7], shimDir) {
+			paths["socket:["+f[6]+"]"] = f[7]
+		}
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	var found []string
+	for _, pid := range pids {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, e := range entries {
+			if name, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && paths[name] != "" {
+				found = append(found, paths[name])
+			}
+		}
+	}
+	slices.Sort(found)
+	return slices.Compact(found)
+}
+
 // systemPath is where daemons are installed. Mesos gives an executor no PATH
 // unless the operator does (mesos docs/configuration/agent.md,
 // --executor_environment_variables).
