@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"internal/local":        {"internal/testmesos"},
 	"internal/registryauth": {"internal/seal"},
 	"executor":              {"internal/agentrun", "internal/hdfsblob"},
-	"cmd/portainer":         {".", "internal/agentrun", "internal/buildctx", "internal/dockerfile", "internal/hdfsblob", "internal/local", "internal/staging"},
+	"cmd/portainer":         {".", "internal/agentrun", "internal/buildctx", "internal/dockerfile", "internal/hdfsblob", "internal/local", "internal/registryauth", "internal/staging"},
 	"scripts/demo":          {"internal/dockertest"},
 	"examples/embed":        {"."},
 	"examples/matcher":      {"."},

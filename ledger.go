@@ -143,8 +143,9 @@ type attempt struct {
 	launched  time.Time
 	heard     bool // an update came
 	running   bool
-	abandoned bool // its build no longer waits for it: it is to be killed
-	withheld  bool // it was told that another attempt may still push
+	abandoned bool   // its build no longer waits for it: it is to be killed
+	sealKey   string // the public key of its executor, once it asked for secrets
+	withheld  bool   // it was told that another attempt may still push
 
 	unreachable   time.Time // since when; zero if it is reachable
 	ended         time.Time // when the master said it has ended, though the update itself has not come

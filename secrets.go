@@ -99,30 +99,37 @@ func (f *Framework) needSecrets(ctx context.Context, req Request, spec *buildSpe
 // does so as often as it is asked: answers may be lost, and tokens grow old.
 func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
 	at := l.ledger.tasks[task]
-	if at == nil || at.abandoned || ask.Task != task || ask.Attempt != at.n {
+	if at == nil || at.abandoned || at.agent != agent || ask.Task != task || ask.Attempt != at.n {
+		return
+	}
+	if at.sealKey == "" {
+		at.sealKey = ask.Key
+	}
+	if at.sealKey != ask.Key {
+		l.f.cfg.Logger.Warn("another key asks for the secrets of a task", "task", task)
 		return
 	}
 	b := at.build
 	registries, secrets, restarted := b.registries, b.secrets, b.restored
 	l.cleanup.Go(func() {
-		answer := l.f.secretsFor(l.cleanupCtx, ask, registries, secrets, restarted)
+		answer, err := l.f.secretsFor(l.cleanupCtx, ask, registries, secrets, restarted)
+		if err != nil { // the executor asks again
+			l.f.cfg.Logger.Warn("secrets not sent", "task", task, "err", err)
+			return
+		}
 		l.client.Send(calls.Message(string(agent), task, answer.Encode()))
 	})
 }
 
 // secretsFor makes the answer to ask.
-func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, registries []string, secrets map[string][]byte, restarted bool) seal.Answer {
+func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, registries []string, secrets map[string][]byte, restarted bool) (seal.Answer, error) {
 	found, err := f.credentials(ctx, registries)
 	if err != nil {
-		return ask.Refuse(err.Error())
+		return seal.Answer{}, err
 	}
 	if len(found) == 0 && len(secrets) == 0 && restarted {
 		// Secrets are never written down, so another life does not know them.
-		return ask.Refuse("the framework was restarted and no longer has the secrets of this build")
+		return ask.Refuse("the framework was restarted and no longer has the secrets of this build"), nil
 	}
-	answer, err := ask.Answer(seal.Credentials{Registries: found, Secrets: secrets})
-	if err != nil {
-		return ask.Refuse(err.Error())
-	}
-	return answer
+	return ask.Answer(seal.Credentials{Registries: found, Secrets: secrets})
 }

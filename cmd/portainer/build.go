@@ -25,6 +25,7 @@ type buildCommand struct {
 	cpus           float64
 	mem, disk      memFlag
 	constraints    []string
+	secretFlags    []string
 
 	options  optionFlags
 	target   string
@@ -81,6 +82,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.BoolVar(&b.insecure, "insecure", false, "speak to the registries over HTTP or with unverified certificates")
 	f.Float64Var(&b.cpus, "build-cpu", 0, "CPUs of a build")
 	f.Var(&b.mem, "build-mem", "memory of a build, in MB or as 512m, 2g")
+	f.StringArrayVar(&b.secretFlags, "secret", nil, "a secret for RUN --mount=type=secret, id=NAME[,src=FILE|,env=VARIABLE]; may be repeated")
 	f.Var(&b.disk, "build-disk", "disk of a build, likewise")
 	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, ATTRIBUTE:OPERATOR[:VALUE], the operators being\n"+
 		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
@@ -149,6 +151,14 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	if err != nil {
 		return nil, err
 	}
+	secrets, err := b.buildSecrets(b.secretFlags)
+	if err != nil {
+		return nil, err
+	}
+	logins, err := b.credentials()
+	if err != nil {
+		return nil, err
+	}
 	var constraints []portainer.Constraint
 	for _, text := range b.constraints {
 		c, err := portainer.ParseConstraint(text)
@@ -167,7 +177,7 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 			problems = append(problems, err)
 			continue
 		}
-		req.Args, req.Labels, req.Constraints, req.Options = args, labels, constraints, options
+		req.Args, req.Labels, req.Constraints, req.Options, req.Secrets = args, labels, constraints, options, secrets
 		name := req.Registry + "/" + req.Repository
 		if other, twice := taken[name]; twice {
 			problems = append(problems, usagef("%s and %s would both be pushed to %s: give them different repositories", other, file, name))
@@ -175,6 +185,9 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 		}
 		taken[name] = file
 		jobs = append(jobs, &job{file: file, image: name, build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
+			if err := logins.checkPush(ctx, b.globals, req); err != nil {
+				return nil, err
+			}
 			return f.Build(ctx, req)
 		}})
 	}

@@ -149,6 +149,10 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	}
 	container := c.container
 	container.Unprivileged = container.Image != "" && !c.privileged
+	logins, err := c.credentials()
+	if err != nil {
+		return err
+	}
 	show := newDisplay(c.stderr, c.stream, c.progress == "quiet")
 	framework, err := portainer.New(portainer.Config{
 		Master:          site.master,
@@ -168,6 +172,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		BuildTimeout:    c.timeout,
 		QueueTimeout:    c.queueTimeout,
 		ConnectTimeout:  c.connectTimeout,
+		Credentials:     logins.find,
 		Bundler:         c.content.bundler(c.env),
 		Logs:            show,
 		Logger:          c.logger,
