@@ -277,11 +277,11 @@ func (c *frameworkCommand) verdict(ctx context.Context, list []*job, runErr erro
 	if len(errs) == 0 {
 		return nil
 	}
-	return &toldError{&buildErrors{errs}}
+	return &toldError{&buildsError{errs}}
 }
 
-// A buildErrors holds the errors of the images that were not built.
-type buildErrors struct{ errs []error }
+// A buildsError holds the errors of the images that were not built.
+type buildsError struct{ errs []error }
 
-func (e *buildErrors) Error() string   { return errors.Join(e.errs...).Error() }
-func (e *buildErrors) Unwrap() []error { return e.errs }
+func (e *buildsError) Error() string   { return errors.Join(e.errs...).Error() }
+func (e *buildsError) Unwrap() []error { return e.errs }

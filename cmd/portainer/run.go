@@ -101,7 +101,7 @@ func exitCode(err error) int {
 
 func codesOf(err error) map[int]bool {
 	codes := map[int]bool{}
-	var all *buildErrors
+	var all *buildsError
 	if errors.As(err, &all) {
 		for _, one := range all.errs {
 			codes[codeOf(one)] = true

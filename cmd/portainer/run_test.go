@@ -68,9 +68,9 @@ func TestExitCodes(t *testing.T) {
 
 	failed, lost := buildError(portainer.ClassUser, portainer.PhaseBuild), buildError(portainer.ClassLost, portainer.PhaseBuild)
 	cancelled := buildError(portainer.ClassCancelled, portainer.PhaseQueue)
-	require.Equal(t, 1, exitCode(&toldError{&buildErrors{[]error{failed, failed}}}))
-	require.Equal(t, 3, exitCode(&toldError{&buildErrors{[]error{failed, lost}}}), "another run may help")
-	require.Equal(t, 130, exitCode(&toldError{&buildErrors{[]error{failed, cancelled, lost}}}))
+	require.Equal(t, 1, exitCode(&toldError{&buildsError{[]error{failed, failed}}}))
+	require.Equal(t, 3, exitCode(&toldError{&buildsError{[]error{failed, lost}}}), "another run may help")
+	require.Equal(t, 130, exitCode(&toldError{&buildsError{[]error{failed, cancelled, lost}}}))
 }
 
 // TestUsage has every mistake that can be told before anything is started.

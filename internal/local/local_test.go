@@ -2,9 +2,11 @@ package local_test
 
 import (
 	"encoding/json"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -46,8 +48,8 @@ func TestClusterDividesTheMachine(t *testing.T) {
 	}
 	require.NoError(t, c.Close())
 	require.NoError(t, c.Close(), "a second Close changes nothing")
-	_, err = http.Get(c.Master())
-	require.Error(t, err)
+	_, err = net.Dial("tcp", strings.TrimPrefix(c.Master(), "http://"))
+	require.Error(t, err, "nobody listens any more")
 }
 
 func TestClusterTakesWhatItIsGiven(t *testing.T) {
