@@ -307,12 +307,7 @@ func TestCommandTaskKilled(t *testing.T) {
 	f.kill("t1")
 	f.acked("t1", mesos.TASK_KILLING)
 	require.Equal(t, "Command terminated with signal Terminated", f.acked("t1", mesos.TASK_KILLED).GetMessage())
-	for _, x := range c.Agents()[0].Executors() {
-		eventually(t, "t2 is ready", func() bool {
-			b, err := os.ReadFile(filepath.Join(x.Sandbox, "stdout"))
-			return err == nil && string(b) == "ready\n"
-		})
-	}
+	eventually(t, "t2 is ready", func() bool { return sandboxFile(t, c.Agents()[0], f, "t2", "stdout") == "ready\n" })
 	f.kill("t2")
 	f.acked("t2", mesos.TASK_KILLING)
 	require.Equal(t, "Command terminated with signal Killed", f.acked("t2", mesos.TASK_KILLED).GetMessage())
