@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"math"
@@ -248,18 +247,15 @@ func insecure(registry, from string) []string {
 // where it is.
 func (f *Framework) stage(ctx context.Context, req Request, spec *buildSpec) error {
 	began := time.Now()
-	ref, stats, err := f.stager.put(ctx, func(ctx context.Context, w io.Writer) error {
-		if err := f.cfg.Bundler.Bundle(ctx, req, w); err != nil {
-			return &bundleError{err}
-		}
-		return nil
+	ref, stats, err := f.stager.put(ctx, func(store *staging.Store) (staging.Ref, staging.PutStats, error) {
+		return putContext(ctx, store, f.cfg.Bundler, req)
 	})
 	if err != nil {
 		return stageFailure(ctx, spec, err)
 	}
 	spec.task.Context = &wire.Context{BucketURL: f.cfg.StagingURL, Key: ref.Key, Size: ref.Size, Digest: ref.Digest}
 	ev := Event{Build: spec.id, Image: spec.image, Kind: EventStaged, Time: time.Now()}
-	ev.Text = describeStaging(ref, stats, time.Since(began))
+	ev.Text = describeStaging(stats, time.Since(began))
 	f.cfg.Logs.HandleEvent(ctx, ev)
 	return nil
 }
@@ -283,12 +279,12 @@ func stageFailure(ctx context.Context, spec *buildSpec, err error) *BuildError {
 	return failure
 }
 
-func describeStaging(ref staging.Ref, stats staging.PutStats, took time.Duration) string {
+func describeStaging(stats staging.PutStats, took time.Duration) string {
 	if !stats.Uploaded {
 		return fmt.Sprintf("context of %s is staged already (%v)", units.BytesSize(float64(stats.TarSize)), took.Round(time.Millisecond))
 	}
-	return fmt.Sprintf("context of %s staged as %s (%v)",
-		units.BytesSize(float64(stats.TarSize)), units.BytesSize(float64(ref.Size)), took.Round(time.Millisecond))
+	return fmt.Sprintf("context of %s staged, %s sent (%v)",
+		units.BytesSize(float64(stats.TarSize)), units.BytesSize(float64(stats.Sent)), took.Round(time.Millisecond))
 }
 
 // unstage lets go of a staged context. The object goes when nobody uses it.

@@ -2,7 +2,6 @@ package portainer
 
 import (
 	"context"
-	"io"
 	"sync"
 
 	"github.com/org/portainer/internal/staging"
@@ -26,13 +25,13 @@ func newStager(store *staging.Store) *stager {
 	return &stager{store: store, uses: make(map[string]int), garbage: make(map[string]staging.Ref)}
 }
 
-// put stages what bundle writes. The caller releases what it gets, and sweeps in
-// any case.
-func (s *stager) put(ctx context.Context, bundle func(context.Context, io.Writer) error) (staging.Ref, staging.PutStats, error) {
+// put calls stage, which stages a context. The caller releases what it gets, and
+// sweeps in any case.
+func (s *stager) put(ctx context.Context, stage func(*staging.Store) (staging.Ref, staging.PutStats, error)) (staging.Ref, staging.PutStats, error) {
 	if err := s.begin(ctx); err != nil {
 		return staging.Ref{}, staging.PutStats{}, err
 	}
-	ref, stats, err := s.store.PutContext(ctx, bundle)
+	ref, stats, err := stage(s.store)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.puts--

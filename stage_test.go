@@ -48,14 +48,14 @@ func staged(t *testing.T, bucket *blob.Bucket, ref staging.Ref) bool {
 // last build.
 func TestStagerShares(t *testing.T) {
 	s, bucket := newTestStager(t)
-	first, stats, err := s.put(t.Context(), oneFile("x"))
+	first, stats, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
 	require.NoError(t, err)
 	require.True(t, stats.Uploaded)
-	second, stats, err := s.put(t.Context(), oneFile("x"))
+	second, stats, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
 	require.NoError(t, err)
 	require.False(t, stats.Uploaded)
 	require.Equal(t, first, second)
-	other, _, err := s.put(t.Context(), oneFile("y"))
+	other, _, err := s.put(t.Context(), bundled(t.Context(), oneFile("y")))
 	require.NoError(t, err)
 	require.NotEqual(t, first.Key, other.Key)
 
@@ -77,7 +77,7 @@ func TestStagerShares(t *testing.T) {
 func TestStagerPutDuringRelease(t *testing.T) {
 	for _, fails := range []bool{false, true} {
 		s, bucket := newTestStager(t)
-		first, _, err := s.put(t.Context(), oneFile("x"))
+		first, _, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
 		require.NoError(t, err)
 
 		under, proceed := make(chan struct{}), make(chan struct{})
@@ -89,13 +89,13 @@ func TestStagerPutDuringRelease(t *testing.T) {
 		answers := make(chan answer, 1)
 		broken := errors.New("file vanished")
 		go func() {
-			ref, _, err := s.put(context.WithoutCancel(t.Context()), func(ctx context.Context, w io.Writer) error {
+			ref, _, err := s.put(context.WithoutCancel(t.Context()), bundled(t.Context(), func(ctx context.Context, w io.Writer) error {
 				once.Do(func() { close(under); <-proceed })
 				if fails {
 					return broken
 				}
 				return oneFile("x")(ctx, w)
-			})
+			}))
 			answers <- answer{ref, err}
 		}()
 		<-under
@@ -128,7 +128,7 @@ func TestStagerConcurrently(t *testing.T) {
 			random := rand.New(rand.NewPCG(uint64(worker), 4))
 			failures <- func() error {
 				for range 40 {
-					ref, _, err := s.put(t.Context(), oneFile(contents[random.IntN(len(contents))]))
+					ref, _, err := s.put(t.Context(), bundled(t.Context(), oneFile(contents[random.IntN(len(contents))])))
 					if err != nil {
 						return err
 					}
@@ -161,7 +161,7 @@ func TestStagerConcurrently(t *testing.T) {
 // TestStagerAdopts checks that uses counted in an earlier life are counted again.
 func TestStagerAdopts(t *testing.T) {
 	earlier, bucket := newTestStager(t)
-	ref, _, err := earlier.put(t.Context(), oneFile("x"))
+	ref, _, err := earlier.put(t.Context(), bundled(t.Context(), oneFile("x")))
 	require.NoError(t, err)
 
 	s := newStager(earlier.store)
@@ -178,7 +178,7 @@ func TestStagerAdopts(t *testing.T) {
 // TestStagerSweepFails checks that what could not be removed is tried again.
 func TestStagerSweepFails(t *testing.T) {
 	s, bucket := newTestStager(t)
-	ref, _, err := s.put(t.Context(), oneFile("x"))
+	ref, _, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
 	require.NoError(t, err)
 	s.release(ref)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -187,4 +187,11 @@ func TestStagerSweepFails(t *testing.T) {
 	require.True(t, staged(t, bucket, ref))
 	require.NoError(t, s.sweep(t.Context()))
 	require.False(t, staged(t, bucket, ref))
+}
+
+// bundled stages what bundle writes.
+func bundled(ctx context.Context, bundle func(context.Context, io.Writer) error) func(*staging.Store) (staging.Ref, staging.PutStats, error) {
+	return func(store *staging.Store) (staging.Ref, staging.PutStats, error) {
+		return store.PutContext(ctx, bundle)
+	}
 }

@@ -123,7 +123,7 @@ func (a *attempt) bundler(ctx context.Context) (portainer.ContextBundler, func()
 	ref := staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest}
 	bundle := func(ctx context.Context, _ portainer.Request, w io.Writer) error {
 		began := time.Now()
-		r, err := store.Open(ctx, ref)
+		r, err := open(ctx, store, ref, c.BucketURL)
 		if err != nil {
 			return fetchError(ctx, err, classOfFetch(err))
 		}
