@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,7 +61,7 @@ func TestAttach(t *testing.T) {
 				}
 				require.Equal(t, want, got)
 			}
-			require.Empty(t, staged(t, state))
+			require.Empty(t, staged(t, filepath.Join(state, "staging")))
 
 			third := cli(t, 0, append([]string{"attach"}, flags...)...)
 			require.Empty(t, third.stdout.String(), "everything was told")
