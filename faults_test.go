@@ -159,7 +159,7 @@ func TestFaultMatrix(t *testing.T) {
 
 func (f *fault) try(t *testing.T, m moment, withState bool) {
 	c, err := testmesos.Start(testmesos.Config{
-		Masters: 2, Agents: make([]testmesos.AgentConfig, 2), WorkDir: t.TempDir(),
+		Masters: 2, Agents: make([]testmesos.AgentConfig, 2), WorkDir: t.TempDir(), ExecutorEnvironment: actorEnvironment,
 		AllocationInterval: 50 * time.Millisecond, HeartbeatInterval: 200 * time.Millisecond,
 		StatusUpdateRetryMin: 300 * time.Millisecond, ReregistrationTimeout: 10 * time.Second,
 	})

@@ -22,6 +22,10 @@ import (
 // patience bounds every wait of these tests; none of them gets near it.
 const patience = 30 * time.Second
 
+// actorEnvironment spares executors, which are this binary, the second that the
+// race detector waits at the end of a program.
+var actorEnvironment = map[string]string{"GORACE": "atexit_sleep_ms=0"}
+
 // A rig is a cluster, a framework that runs on it, and what the framework said.
 type rig struct {
 	t       *testing.T
@@ -36,7 +40,7 @@ type rig struct {
 // cluster starts n agents.
 func cluster(t *testing.T, n int) *testmesos.Cluster {
 	t.Helper()
-	cfg := testmesos.Config{WorkDir: t.TempDir()}
+	cfg := testmesos.Config{WorkDir: t.TempDir(), ExecutorEnvironment: actorEnvironment}
 	for range n {
 		cfg.Agents = append(cfg.Agents, testmesos.AgentConfig{Resources: "cpus:4;mem:8192;disk:20000;ports:[31000-32000]"})
 	}
