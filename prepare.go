@@ -89,7 +89,7 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if file, err = file.With(dockerfile.Options{Args: req.Args}); err != nil {
+	if file, err = file.With(dockerfile.Options{Args: req.Args, Contexts: slices.Collect(maps.Keys(req.Options.BuildContexts))}); err != nil {
 		return nil, nil, err
 	}
 	if _, err := file.Target(req.Target); err != nil {
@@ -185,6 +185,7 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		AddHosts:   slices.Clone(req.AddHosts),
 		NoCache:    req.NoCache,
 		Pull:       req.Pull,
+		Options:    wire.Options(req.Options),
 		CPUs:       or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
 		MemMB:      or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
 		DiskMB:     or(req.Resources.DiskMB, cfg.Resources.DiskMB),

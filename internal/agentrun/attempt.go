@@ -104,6 +104,7 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		AddHosts:   t.AddHosts,
 		NoCache:    t.NoCache,
 		Pull:       t.Pull,
+		Options:    portainer.Options(t.Options),
 		Resources:  portainer.Resources{CPUs: t.CPUs, MemMB: t.MemMB, DiskMB: t.DiskMB},
 	})
 }

@@ -52,6 +52,8 @@ type Task struct {
 	NoCache  bool              `json:"no_cache,omitempty"`
 	Pull     bool              `json:"pull,omitempty"`
 
+	Options Options `json:"options,omitzero"`
+
 	// Secrets says that the build needs credentials or build secrets: the
 	// executor builds when it has them from the framework, sealed to its key
 	// (package seal).
@@ -63,12 +65,30 @@ type Task struct {
 	DiskMB float64 `json:"disk_mb,omitempty"`
 }
 
+// Options is portainer.Options, field by field.
+type Options struct {
+	Platforms        []string          `json:"platforms,omitempty"`
+	NoCacheFilter    []string          `json:"no_cache_filter,omitempty"`
+	CacheFrom        []string          `json:"cache_from,omitempty"`
+	CacheTo          []string          `json:"cache_to,omitempty"`
+	BuildContexts    map[string]string `json:"build_contexts,omitempty"`
+	Annotations      map[string]string `json:"annotations,omitempty"`
+	Ulimits          []string          `json:"ulimits,omitempty"`
+	ShmSize          int64             `json:"shm_size,omitempty"`
+	Compression      string            `json:"compression,omitempty"`
+	CompressionLevel int               `json:"compression_level,omitempty"`
+	SourceDateEpoch  string            `json:"source_date_epoch,omitempty"`
+	Provenance       string            `json:"provenance,omitempty"`
+	SBOM             string            `json:"sbom,omitempty"`
+	Squash           bool              `json:"squash,omitempty"`
+}
+
 // A Context says where a staged build context is and how to know it is whole.
 type Context struct {
 	BucketURL string `json:"bucket_url"` // for gocloud's blob.OpenBucket, as seen from an agent
-	Key       string `json:"key"`        // of the object: a zstd-compressed tar
+	Key       string `json:"key"`        // of the object that tells what the context consists of
 	Size      int64  `json:"size"`       // of the object
-	Digest    string `json:"digest"`     // of the object, "sha256:<hex>"
+	Digest    string `json:"digest"`     // of the context, "sha256:<hex>"
 }
 
 // An Engine says what builds.

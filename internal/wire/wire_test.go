@@ -30,7 +30,7 @@ var (
 		},
 		Engine: wire.Engine{Kind: "docker", Host: "unix:///var/run/docker.sock"}, Insecure: []string{"registry.example:5000"},
 		Target: "final", Args: map[string]string{"VERSION": "1", "EMPTY": ""}, Labels: map[string]string{"a": "b"},
-		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Secrets: true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
+		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, Squash: true}, Secrets: true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
 	}
 	smallTask = wire.Task{
 		Version: 1, Build: "b1", Attempt: 1, Registry: "r", Repository: "app", Tags: []string{"latest"},
