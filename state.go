@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/org/portainer/internal/wire"
 )
@@ -94,7 +95,7 @@ func openState(dir string) (*state, error) {
 	}
 	db, err := bbolt.Open(filepath.Join(dir, "state.db"), 0o600, &bbolt.Options{Timeout: lockTimeout})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, fmt.Errorf("state directory %s is in use by another process", dir)
 	case err != nil:
 		return nil, fmt.Errorf("state directory %s: %w", dir, err)
