@@ -127,6 +127,13 @@ func (s *step) line(text []byte, stderr bool, at time.Time) {
 	})
 }
 
+// withinLine reports whether the output so far ends without a newline.
+func (s *step) withinLine() bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return len(s.tail[0])+len(s.tail[1]) > 0
+}
+
 // flush reports lines that never ended. s.r.mu is held.
 func (s *step) flush(at time.Time) {
 	for i, tail := range s.tail {

@@ -141,13 +141,17 @@ func (j *job) watch(ctx context.Context, c *bk.Client, opt bk.SolveOpt, again bo
 type progress struct {
 	j      *job
 	steps  map[string]*step // by digest of the vertex
+	ended  []*bk.Vertex     // whose output may not have arrived whole
 	failed *bk.Vertex       // the first that failed
 
 	exportOnly bool // report no step but the export
 }
 
-// update takes one message.
+// update takes one message. What it says of vertices comes in no order with the
+// output: the end of a step's output may be in the message that says that the step
+// has ended, or in the next.
 func (p *progress) update(s *bk.SolveStatus) {
+	var completed []*bk.Vertex
 	for _, v := range s.Vertexes {
 		id := v.Digest.String()
 		st := p.steps[id]
@@ -166,15 +170,25 @@ func (p *progress) update(s *bk.SolveStatus) {
 			st.cached()
 		}
 		if v.Completed != nil {
-			st.done(v.Error, *v.Completed)
+			completed = append(completed, v)
 		}
 	}
+	more := map[string]bool{}
 	for _, l := range s.Logs {
+		more[l.Vertex.String()] = true
 		st := p.steps[l.Vertex.String()]
 		if st == nil {
 			continue
 		}
 		st.write(l.Data, l.Stream == 2, l.Timestamp)
+	}
+	waiting := p.ended
+	p.ended = nil
+	for _, v := range waiting {
+		p.finish(v, more[v.Digest.String()])
+	}
+	for _, v := range completed {
+		p.finish(v, true)
 	}
 	for _, w := range s.Warnings {
 		line := ""
@@ -185,8 +199,21 @@ func (p *progress) update(s *bk.SolveStatus) {
 	}
 }
 
+// finish ends the step of v, but not within a line of which the rest may come.
+func (p *progress) finish(v *bk.Vertex, more bool) {
+	st := p.steps[v.Digest.String()]
+	if more && st.withinLine() {
+		p.ended = append(p.ended, v)
+		return
+	}
+	st.done(v.Error, *v.Completed)
+}
+
 // end ends the steps that BuildKit did not say the end of.
 func (p *progress) end(failed string) {
+	for _, v := range p.ended {
+		p.finish(v, false)
+	}
 	for _, st := range p.steps {
 		st.done(failed, time.Time{})
 	}
