@@ -87,6 +87,11 @@ func (c *frameworkCommand) check() error {
 			err = usagef("--state-dir is for a cluster that outlives this program, but --mesos-master %s ends with it", c.master)
 		}
 		return err
+	} else if isLocal && c.tls.given() {
+		return usagef("--mesos-ca, --mesos-cert and --mesos-key are for a cluster that speaks TLS, but --mesos-master %s does not", c.master)
+	}
+	if _, err := c.tls.config(); err != nil {
+		return err
 	}
 	_, err := c.engineConfig()
 	return err
@@ -147,6 +152,10 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	if err != nil {
 		return err
 	}
+	tlsConfig, err := c.tls.config()
+	if err != nil {
+		return err
+	}
 	container := c.container
 	container.Unprivileged = container.Image != "" && !c.privileged
 	logins, err := c.credentials()
@@ -161,6 +170,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		StateDir:        c.stateDir,
 		Principal:       c.principal,
 		Secret:          secret,
+		TLS:             tlsConfig,
 		Staging:         site.bucket,
 		StagingURL:      site.bucketURL,
 		ExecutorURI:     site.executorURI,

@@ -41,6 +41,7 @@ type globals struct {
 	frameworkID string
 	principal   string
 	secretFile  string
+	tls         tlsFlags
 	executorURI string
 	dockerHost  string
 	verbose     bool
@@ -120,7 +121,11 @@ func codeOf(err error) int {
 		return exitOK
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
+	case errors.Is(err, errInterrupted):
+		return exitInterrupted
+	case ofFramework(err):
+		return exitTrouble // its end cancels builds, but nobody asked for that
+	case errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.Is(err, portainer.ErrInvalid):
 		return exitUsage
@@ -181,6 +186,7 @@ cluster or with staging, 130 interrupted.`,
 	f.StringVar(&g.frameworkID, "framework-id", "", "register again as the framework with this ID")
 	f.StringVar(&g.principal, "mesos-principal", "", "the name to authenticate as to Mesos")
 	f.StringVar(&g.secretFile, "mesos-secret-file", "", "the file that holds its secret")
+	g.tls.addFlags(f)
 	f.StringVar(&g.executorURI, "executor-uri", "", "where agents fetch the executor archive made by \"make executor\" (default: this program is staged)")
 	f.StringVar(&g.dockerHost, "docker-host", "", "build with the Docker daemon at this address on each agent, such as unix:///var/run/docker.sock")
 	f.BoolVar(&g.verbose, "verbose", false, "log what the framework does")

@@ -57,6 +57,8 @@ func TestExitCodes(t *testing.T) {
 		{"staging", buildError(portainer.ClassStaging, portainer.PhaseStage), 3},
 		{"a refused framework", fmt.Errorf("role x: %w", portainer.ErrRejected), 3},
 		{"a stopped framework", portainer.ErrStopped, 3},
+		{"a build that came after the framework's end", &portainer.BuildError{Class: portainer.ClassCancelled, Phase: portainer.PhaseQueue, Err: portainer.ErrStopped}, 3},
+		{"an interrupt that stops the framework", fmt.Errorf("%w: %w", portainer.ErrStopped, errInterrupted), 130},
 		{"this machine", os.ErrPermission, 3},
 		{"an interrupt", buildError(portainer.ClassCancelled, portainer.PhaseBuild), 130},
 		{"an interrupt by cause", errInterrupted, 130},
