@@ -43,10 +43,7 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
-	}
-	h, err := newHome(ctx, cfg)
+	h, err := newDaemonHome(ctx, cfg, program, `snapshotter "native"`)
 	if err != nil {
 		return nil, err
 	}
@@ -55,10 +52,6 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 			err = errors.Join(err, h.close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := tryOverlay(h.Data); err != nil {
-		return nil, fmt.Errorf("the data of buildkitd would be in %s, where only its snapshotter \"native\" works, which copies an image for every step "+
-			"and is refused: %w; let the agent's work directory be on ext4 or xfs", h.Data, err)
-	}
 	// runc keeps the state of containers in /run unless it is told otherwise,
 	// and buildkitd does not tell it.
 	wrapper := filepath.Join(h.run, "oci-runtime")

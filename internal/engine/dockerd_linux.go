@@ -21,10 +21,7 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	if !ok {
 		return nil, errors.New("no dockerd is installed on this machine: install Docker Engine (Debian's docker.io), or give the address of a daemon")
 	}
-	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
-	}
-	h, err := newHome(ctx, cfg)
+	h, err := newDaemonHome(ctx, cfg, program, `storage driver "vfs"`)
 	if err != nil {
 		return nil, err
 	}
@@ -33,10 +30,6 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 			err = errors.Join(err, h.close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := tryOverlay(h.Data); err != nil {
-		return nil, fmt.Errorf("the data of dockerd would be in %s, where only its storage driver \"vfs\" works, which copies an image for every step "+
-			"and is refused: %w; let the agent's work directory be on ext4 or xfs", h.Data, err)
-	}
 	// Whatever /etc/docker/daemon.json says is for another daemon, and 20.10
 	// does not read an empty file.
 	config := filepath.Join(h.run, "daemon.json")

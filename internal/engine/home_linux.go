@@ -65,6 +65,24 @@ func (h *home) close(ctx context.Context) error {
 	return h.remove(context.WithoutCancel(ctx))
 }
 
+// newDaemonHome is newHome for a daemon that this process may start and that can
+// use overlays there. slow is what it would use instead.
+func newDaemonHome(ctx context.Context, cfg Config, program, slow string) (*home, error) {
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
+	}
+	h, err := newHome(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := tryOverlay(h.Data); err != nil {
+		err = fmt.Errorf("the data of %s would be in %s, where only its %s works, which copies an image for every step "+
+			"and is refused: %w; let the agent's work directory be on ext4 or xfs", filepath.Base(program), h.Data, slow, err)
+		return nil, errors.Join(err, h.close(context.WithoutCancel(ctx)))
+	}
+	return h, nil
+}
+
 // newHome makes the directories of a new engine.
 func newHome(ctx context.Context, cfg Config) (h *home, err error) {
 	if len(cfg.Temp) > maxTemp {
