@@ -290,7 +290,8 @@ func (f *Framework) Recovered() []BuildID {
 
 // Attach is Build for one of Recovered: it goes on handing events to Config.Logs
 // where the earlier framework left off, and returns when the build is over. Each
-// build can be attached to once.
+// build can be attached to once. Attach waits for Run if Run has not been called
+// yet; every error is a *BuildError.
 func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
 	var box *mailbox
 	var image string
@@ -300,11 +301,11 @@ func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
 			delete(l.recovered, id)
 		}
 	})
-	if err == nil && box == nil {
-		err = fmt.Errorf("%w: no build %q to attach to", ErrInvalid, id)
-	}
-	if err != nil {
-		return nil, &BuildError{ID: id, Phase: PhaseRead, Class: ClassInvalid, Err: err}
+	switch {
+	case err != nil:
+		return nil, &BuildError{ID: id, Phase: PhaseQueue, Class: classOfEnd(ctx), Err: err}
+	case box == nil:
+		return nil, &BuildError{ID: id, Phase: PhaseRead, Class: ClassInvalid, Err: fmt.Errorf("no build %q to attach to", id)}
 	}
 	return f.follow(ctx, id, image, box)
 }
@@ -312,7 +313,8 @@ func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
 // Forget removes a finished build from the state directory. Until then a later
 // framework recovers it, so that no result is lost between Build's return and
 // what the caller does with it. It does nothing without a state directory, nor to
-// a build that is not over.
+// a build that is not over. It waits for Run if Run has not been called yet, and
+// returns ErrStopped after Run.
 func (f *Framework) Forget(id BuildID) error {
 	if f.state == nil {
 		return nil

@@ -98,6 +98,7 @@ type buildSpec struct {
 	constraints []Constraint
 	registries  []string          // that the build speaks to
 	secrets     map[string][]byte // build secrets by id; never saved
+	ownSecrets  bool              // there are such, or were in an earlier life
 	maxAttempts int
 	oomRetryMB  float64 // memory of the one attempt after an OOM; 0 means none
 	task        wire.Task
@@ -275,7 +276,8 @@ func (l *ledger) restore(now time.Time, records []record) {
 		b := &build{
 			buildSpec: buildSpec{
 				id: r.ID, image: r.Image, file: r.File, resources: r.Resources,
-				constraints: r.Constraints, registries: r.Registries, maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, task: r.Task,
+				constraints: r.Constraints, registries: r.Registries,
+				maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, ownSecrets: r.OwnSecrets, task: r.Task,
 			},
 			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, oomRaised: r.OOMRaised,
 			restored: true, lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,

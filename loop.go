@@ -36,7 +36,7 @@ type loop struct {
 	raw         map[OfferID]*mesos.Offer // of the OFFERS event at hand
 	lastErr     error                    // why there is no subscription
 	fatal       error                    // the state cannot be kept
-	cleanup     sync.WaitGroup           // removals of staged contexts
+	cleanup     sync.WaitGroup           // removals of staged contexts, and answers about secrets
 	cleanupCtx  context.Context
 }
 
@@ -90,22 +90,22 @@ func (f *Framework) Run(ctx context.Context) error {
 		forgotten:   make(map[BuildID]bool),
 		cleanupCtx:  alive,
 	}
+	defer l.cleanup.Wait()
 	l.restore()
 	for {
 		err := l.connect(ctx, alive)
 		if f.state == nil || !errors.Is(err, schedapi.ErrRemoved) {
-			l.cleanup.Wait()
 			return err
 		}
 		// The id of an earlier life has expired: go on as a new framework.
 		f.cfg.Logger.Warn("the master has removed the framework; subscribing as a new one", "framework", l.frameworkID)
 		l.frameworkID = ""
 		if err := f.state.setFramework(""); err != nil {
-			return fmt.Errorf("state: %w", err)
+			return l.abort(fmt.Errorf("state: %w", err))
 		}
 		l.ledger.abandonAll(time.Now())
 		if err := l.perform(); err != nil {
-			return err
+			return l.abort(err)
 		}
 	}
 }
@@ -177,7 +177,11 @@ func (l *loop) run(ctx context.Context, events <-chan schedapi.Event, rejected <
 				unreachable = nil
 			}
 		case <-unreachable:
-			return l.abort(fmt.Errorf("%w at %s within %v: %w", ErrUnreachable, l.f.masters, l.f.cfg.ConnectTimeout, l.lastErr))
+			err := fmt.Errorf("%w at %s within %v", ErrUnreachable, l.f.masters, l.f.cfg.ConnectTimeout)
+			if l.lastErr != nil {
+				err = fmt.Errorf("%w: %w", err, l.lastErr)
+			}
+			return l.abort(err)
 		case do := <-l.f.inbox:
 			do(l)
 		case now := <-ticks:
@@ -261,10 +265,10 @@ func (l *loop) teardown() {
 
 // submit takes a new build; what happens to it goes to box.
 func (l *loop) submit(spec buildSpec, box *mailbox) {
-	if l.ledger.builds[spec.id] != nil || l.boxes[spec.id] != nil {
+	if err := l.checkID(spec.id); err != nil {
 		failure := &BuildError{
 			ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseQueue, Class: ClassInvalid,
-			Err: fmt.Errorf("build id %q is in use", spec.id),
+			Err: err,
 		}
 		ev := Event{Build: spec.id, Image: spec.image, Kind: EventFailed, Time: time.Now(), Err: failure}
 		box.post(notice{event: ev, err: failure})
@@ -276,6 +280,17 @@ func (l *loop) submit(spec buildSpec, box *mailbox) {
 	if l.ledger.draining {
 		l.ledger.cancel(time.Now(), spec.id, ClassCancelled, ErrStopped)
 	}
+}
+
+// checkID tells what is wrong with the id of a new build.
+func (l *loop) checkID(id BuildID) error {
+	switch {
+	case l.ledger.builds[id] != nil || l.boxes[id] != nil:
+		return fmt.Errorf("build id %q is in use", id)
+	case l.f.state != nil && l.f.state.has(id):
+		return fmt.Errorf("build id %q is in use: the state directory has its result until that is forgotten", id)
+	}
+	return nil
 }
 
 // handle takes an event of the master.
@@ -380,13 +395,16 @@ func updateFromMesos(s *mesos.TaskStatus) update {
 }
 
 // perform carries out what the ledger has decided. An error means that the state
-// could not be kept; nothing that relies on it was done then.
+// could not be kept; nothing that relies on it was done then, but whoever waits for
+// a build that is over has been told.
 func (l *loop) perform() error {
 	actions := l.ledger.take()
-	if l.fatal != nil {
-		return l.fatal
+	err := l.fatal
+	if err == nil {
+		err = l.save(actions)
 	}
-	if err := l.save(actions); err != nil {
+	if err != nil {
+		l.notifyEnded(actions)
 		return err
 	}
 	for _, a := range actions {
@@ -490,6 +508,19 @@ func (l *loop) notify(a actNotice) {
 	}
 	if box := l.boxes[a.id]; box != nil {
 		box.post(a.notice)
+	}
+}
+
+// notifyEnded tells whoever waits for one of the builds that are over.
+func (l *loop) notifyEnded(actions []action) {
+	for _, a := range actions {
+		n, ok := a.(actNotice)
+		if !ok {
+			continue
+		}
+		if b := l.ledger.builds[n.id]; b == nil || b.done {
+			l.notify(n)
+		}
 	}
 }
 

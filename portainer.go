@@ -352,6 +352,10 @@ func (f *Framework) openState() error {
 		s.close()
 		return err
 	}
+	if err := s.tidy(past); err != nil {
+		s.close()
+		return err
+	}
 	if f.stager != nil {
 		if f.stager.store.ID, err = s.stagingID(f.stager.store.ID); err != nil {
 			s.close()

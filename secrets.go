@@ -88,10 +88,15 @@ func (f *Framework) credentials(ctx context.Context, registries []string) (map[s
 func (f *Framework) needSecrets(ctx context.Context, req Request, spec *buildSpec) *BuildError {
 	found, err := f.credentials(ctx, spec.registries)
 	if err != nil {
-		return &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseRead, Class: ClassAuth, Err: err}
+		failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseRead, Class: ClassAuth, Err: err}
+		if ctx.Err() != nil {
+			failure.Class, failure.Err = classOfEnd(ctx), context.Cause(ctx)
+		}
+		return failure
 	}
 	spec.secrets = maps.Clone(req.Secrets)
-	spec.task.Secrets = len(found) > 0 || len(spec.secrets) > 0
+	spec.ownSecrets = len(spec.secrets) > 0
+	spec.task.Secrets = len(found) > 0 || spec.ownSecrets
 	return nil
 }
 
@@ -109,27 +114,28 @@ func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
 		l.f.cfg.Logger.Warn("another key asks for the secrets of a task", "task", task)
 		return
 	}
-	b := at.build
-	registries, secrets, restarted := b.registries, b.secrets, b.restored
+	b, client := at.build, l.client
+	spec, restarted := b.buildSpec, b.restored
 	l.cleanup.Go(func() {
-		answer, err := l.f.secretsFor(l.cleanupCtx, ask, registries, secrets, restarted)
+		answer, err := l.f.secretsFor(l.cleanupCtx, ask, &spec, restarted)
 		if err != nil { // the executor asks again
 			l.f.cfg.Logger.Warn("secrets not sent", "task", task, "err", err)
 			return
 		}
-		l.client.Send(calls.Message(string(agent), task, answer.Encode()))
+		client.Send(calls.Message(string(agent), task, answer.Encode()))
 	})
 }
 
-// secretsFor makes the answer to ask.
-func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, registries []string, secrets map[string][]byte, restarted bool) (seal.Answer, error) {
-	found, err := f.credentials(ctx, registries)
+// secretsFor makes the answer to ask, from an executor of the build of spec.
+func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, spec *buildSpec, restarted bool) (seal.Answer, error) {
+	found, err := f.credentials(ctx, spec.registries)
 	if err != nil {
 		return seal.Answer{}, err
 	}
-	if len(found) == 0 && len(secrets) == 0 && restarted {
-		// Secrets are never written down, so another life does not know them.
+	if restarted && (spec.ownSecrets || len(found) == 0) {
+		// Build secrets are never written down, so another life does not know
+		// them. An executor that has them already goes on with what it has.
 		return ask.Refuse("the framework was restarted and no longer has the secrets of this build"), nil
 	}
-	return ask.Answer(seal.Credentials{Registries: found, Secrets: secrets})
+	return ask.Answer(seal.Credentials{Registries: found, Secrets: spec.secrets})
 }

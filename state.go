@@ -18,6 +18,9 @@ import (
 // stateVersion is the version of the records in the state directory.
 const stateVersion = 1
 
+// logsDir is where the marks of logs are in the state directory.
+const logsDir = "logs"
+
 // Names in the state directory's database.
 var (
 	metaBucket   = []byte("meta")
@@ -49,6 +52,7 @@ type record struct {
 	Registries  []string        `json:"registries,omitempty"`
 	MaxAttempts int             `json:"max_attempts"`
 	OOMRetryMB  float64         `json:"oom_retry_mb,omitempty"`
+	OwnSecrets  bool            `json:"own_secrets,omitempty"`
 	Task        wire.Task       `json:"task"`
 	Submitted   time.Time       `json:"submitted"`
 	Launches    int             `json:"launches"`
@@ -90,7 +94,7 @@ type failureRecord struct {
 // openState opens the state in dir, which it makes if need be. Only one process
 // can have it open.
 func openState(dir string) (*state, error) {
-	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, logsDir), 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	db, err := bbolt.Open(filepath.Join(dir, "state.db"), 0o600, &bbolt.Options{Timeout: lockTimeout})
@@ -165,6 +169,37 @@ func (s *state) stagingID(fresh string) (string, error) {
 	return id, err
 }
 
+// tidy removes the marks of logs whose builds are not in the state: an earlier
+// process died while it forgot them.
+func (s *state) tidy(records []record) error {
+	marks, err := os.ReadDir(filepath.Join(s.dir, logsDir))
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	known := make(map[string]bool, len(records))
+	for i := range records {
+		known[string(records[i].ID)] = true
+	}
+	for _, mark := range marks {
+		if known[mark.Name()] {
+			continue
+		}
+		if err := os.Remove(s.logPath(BuildID(mark.Name()))); err != nil {
+			return fmt.Errorf("state directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// has reports whether a build is in the state.
+func (s *state) has(id BuildID) (found bool) {
+	_ = s.db.View(func(tx *bbolt.Tx) error { // fails only when the state is closed
+		found = tx.Bucket(buildsBucket).Get([]byte(id)) != nil
+		return nil
+	})
+	return found
+}
+
 // put makes records durable, all or none.
 func (s *state) put(records []record) error {
 	return s.db.Update(func(tx *bbolt.Tx) error {
@@ -191,7 +226,7 @@ func (s *state) forget(id BuildID) error {
 	return err
 }
 
-func (s *state) logPath(id BuildID) string { return filepath.Join(s.dir, "logs", string(id)) }
+func (s *state) logPath(id BuildID) string { return filepath.Join(s.dir, logsDir, string(id)) }
 
 // A logMark keeps how far the log of a build has been handed on. It is written
 // after every line with one small write to a file of its own: enough for the
@@ -235,8 +270,8 @@ func (m *logMark) close() error { return m.file.Close() }
 // record is b as the state keeps it.
 func (b *build) record() record {
 	r := record{
-		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, Registries: b.registries, MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB,
-		Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, OOMRaised: b.oomRaised,
+		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, Registries: b.registries,
+		MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB, OwnSecrets: b.ownSecrets, Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, OOMRaised: b.oomRaised,
 		Lease: b.lease, Done: b.done, Result: b.result,
 	}
 	for _, at := range b.live {
