@@ -63,7 +63,8 @@ type story struct {
 func newStory() *story {
 	s := &story{
 		policy: policy{
-			launchTimeout: 5 * time.Minute, unreachableWait: 10 * time.Minute, avoidFor: 10 * time.Minute, explainEvery: 30 * time.Second,
+			launchTimeout: 5 * time.Minute, unreachableWait: 10 * time.Minute, pushLease: 10 * time.Minute,
+			avoidFor: 10 * time.Minute, explainEvery: 30 * time.Second,
 		},
 		spec: buildSpec{
 			maxAttempts: 3, resources: Resources{CPUs: 1, MemMB: 1024}, task: wire.Task{MemMB: 1024},
@@ -194,7 +195,7 @@ func (s *story) command(line string) error {
 	commands := map[string]func(*args) error{
 		"config": s.config, "submit": s.submit, "offer": s.offer, "placements": s.placements, "update": s.update, "outcome": s.outcome,
 		"tick": s.tick, "wait": s.wait, "subscribe": s.subscribe, "disconnect": s.disconnect, "cancel": s.cancel, "drain": s.drain,
-		"removed": s.removed, "forsake": s.forsake, "restart": s.restart,
+		"removed": s.removed, "forsake": s.forsake, "restart": s.restart, "ask": s.ask,
 	}
 	do := commands[name]
 	if do == nil {
@@ -219,11 +220,13 @@ func (a *args) want(n int) error {
 	return nil
 }
 
-// config [queue=0] [build=0] [launch=5m] [unreachable=10m] [attempts=3] [oomretry=0]
+// config [queue=0] [build=0] [launch=5m] [unreachable=10m] [lease=10m] [attempts=3]
+// [oomretry=0]
 func (s *story) config(a *args) error {
 	p := &s.policy
 	p.queueTimeout, p.buildTimeout = a.duration("queue", p.queueTimeout), a.duration("build", p.buildTimeout)
 	p.launchTimeout, p.unreachableWait = a.duration("launch", p.launchTimeout), a.duration("unreachable", p.unreachableWait)
+	p.pushLease = a.duration("lease", p.pushLease)
 	s.spec.maxAttempts, s.spec.oomRetryMB = a.int("attempts", s.spec.maxAttempts), a.float("oomretry", s.spec.oomRetryMB)
 	s.ledger.policy = s.policy
 	return nil
@@ -316,6 +319,15 @@ func (s *story) outcome(a *args) error {
 	u := s.status(a)
 	u.data = data
 	s.ledger.update(s.now, u)
+	return nil
+}
+
+// ask <task> [serial=1]: its executor asks whether it may push.
+func (s *story) ask(a *args) error {
+	if err := a.want(1); err != nil {
+		return err
+	}
+	s.ledger.asked(s.now, a.names[0], wire.PushAsk{Serial: a.int("serial", 1)})
 	return nil
 }
 
@@ -446,6 +458,8 @@ func actionText(a action) string {
 		return text
 	case actAcknowledge:
 		return fmt.Sprintf("acknowledge %s %s %s", a.update.task, a.update.state, a.update.uuid)
+	case actGrant:
+		return fmt.Sprintf("grant %s on %s %v for question %d", a.task, a.agent, a.grant.Lease, a.grant.Serial)
 	case actSave:
 		return "save " + string(a.build.id)
 	case actForget:
