@@ -14,6 +14,8 @@ import (
 
 	mesos "github.com/mesos/mesos-go/api/v1/lib"
 	"github.com/mesos/mesos-go/api/v1/lib/executor"
+
+	"github.com/org/portainer/internal/recordio"
 )
 
 // Run subscribes and serves h until ctx is done, when it returns context.Cause(ctx).
@@ -98,7 +100,7 @@ func (c *Client) subscribe(ctx context.Context, h Handler) (subscribed bool, err
 	}()
 	stream := bufio.NewReaderSize(body, 64<<10)
 	for {
-		record, err := readRecord(stream)
+		record, err := recordio.Read(stream)
 		if err != nil {
 			return subscribed, causeOf(ctx, fmt.Errorf("stream of the agent: %w", err))
 		}

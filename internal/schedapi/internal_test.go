@@ -5,10 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
-	"strings"
 	"testing"
-	"testing/iotest"
 	"time"
 	"unicode/utf8"
 
@@ -16,60 +13,6 @@ import (
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
 	"github.com/stretchr/testify/require"
 )
-
-func TestReadRecordInAnyPieces(t *testing.T) {
-	var stream bytes.Buffer
-	w := recordio.NewWriter(&stream)
-	records := []string{"a", strings.Repeat("b", 100_000), "\n1\n2", "c"}
-	for _, record := range records {
-		require.NoError(t, w.WriteFrame([]byte(record)))
-	}
-	for name, r := range map[string]io.Reader{
-		"whole":   bytes.NewReader(stream.Bytes()),
-		"by byte": iotest.OneByteReader(bytes.NewReader(stream.Bytes())),
-	} {
-		t.Run(name, func(t *testing.T) {
-			br := bufio.NewReader(r)
-			for _, want := range records {
-				got, err := readRecord(br)
-				require.NoError(t, err)
-				require.Equal(t, want, string(got))
-			}
-			_, err := readRecord(br)
-			require.Equal(t, io.EOF, err)
-		})
-	}
-}
-
-func TestReadRecordDoesNotBelieveTheLength(t *testing.T) {
-	allocated := testing.AllocsPerRun(1, func() {
-		_, err := readRecord(bufio.NewReaderSize(strings.NewReader("67108864\nabc"), 16))
-		if !errors.Is(err, io.ErrUnexpectedEOF) {
-			panic(err)
-		}
-	})
-	require.Less(t, allocated, 20.0)
-}
-
-func FuzzReadRecord(f *testing.F) {
-	f.Add([]byte("3\nabc0\n1\nx"))
-	f.Add([]byte("12"))
-	f.Add([]byte("-1\n"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		br := bufio.NewReader(bytes.NewReader(data))
-		var again bytes.Buffer
-		w := recordio.NewWriter(&again)
-		for {
-			record, err := readRecord(br)
-			if err != nil {
-				break
-			}
-			require.NotEmpty(t, record)
-			require.NoError(t, w.WriteFrame(record))
-		}
-		require.LessOrEqual(t, again.Len(), len(data))
-	})
-}
 
 func FuzzNextEvent(f *testing.F) {
 	event := scheduler.Event{Type: scheduler.Event_ERROR, Error: &scheduler.Event_Error{Message: "x"}}

@@ -15,6 +15,7 @@ import (
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
 
 	"github.com/org/portainer/internal/master"
+	"github.com/org/portainer/internal/recordio"
 )
 
 // defaultHeartbeat is the interval of masters that do not tell theirs.
@@ -199,7 +200,7 @@ func (e *decodeError) Error() string { return "not an event: " + e.err.Error() }
 func (e *decodeError) Unwrap() error { return e.err }
 
 func nextEvent(stream *bufio.Reader) (*scheduler.Event, error) {
-	record, err := readRecord(stream)
+	record, err := recordio.Read(stream)
 	if err != nil {
 		return nil, err
 	}

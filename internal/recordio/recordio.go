@@ -1,4 +1,6 @@
-package execapi
+// Package recordio reads streams of records as Mesos writes them (mesos
+// docs/recordio.md).
+package recordio
 
 import (
 	"bufio"
@@ -8,14 +10,13 @@ import (
 	"io"
 )
 
-// maxRecord bounds an event. Mesos has no limit; the largest is a LAUNCH with the
-// data of its task.
+// maxRecord bounds a record. Mesos has no limit; one event of a large cluster may
+// hold all its offers.
 const maxRecord = 64 << 20
 
-// readRecord reads one record of a RecordIO stream: its length in decimal, a
-// newline, and that many bytes (mesos docs/recordio.md). It returns io.EOF only
-// between records. Empty records are passed over.
-func readRecord(r *bufio.Reader) ([]byte, error) {
+// Read reads one record: its length in decimal, a newline, and that many bytes. It
+// returns io.EOF only between records. Empty records are passed over.
+func Read(r *bufio.Reader) ([]byte, error) {
 	for {
 		size, err := readSize(r)
 		if err != nil {
