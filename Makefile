@@ -1,11 +1,13 @@
 # demo      build the examples on an embedded cluster and check what was pushed
 # test      everything, with the race detector
 # bench     benchmarks, and end-to-end ratios against docker
+# soak      a thousand builds while something is always being killed; SOAK_BUILDS,
+#           SOAK_AT_ONCE, SOAK_KILL_EVERY, SOAK_SEED and SOAK_LOG change it
 # lint      gofmt, vet, staticcheck, golangci-lint, cross-compilation
 # executor  dist/portainer-executor-<revision>.<os>-<arch>.tar.gz; with BUNDLE=1 one
 #           that brings its engine
 # clean     what the others left
-.PHONY: demo test bench lint executor clean setup
+.PHONY: demo test bench soak lint executor clean setup
 
 GO ?= go
 # What the tests of one package may take.
@@ -26,6 +28,9 @@ demo: setup
 bench: setup
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m $$($(GO) list ./... | grep -v /test$$)
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./test
+
+soak: setup
+	$(GO) run ./test/soak
 
 lint:
 	scripts/lint

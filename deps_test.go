@@ -35,6 +35,7 @@ var mayImport = map[string][]string{
 	"executor":              {"internal/agentrun", "internal/hdfsblob"},
 	"cmd/portainer":         {".", "internal/agentrun", "internal/buildctx", "internal/dockerfile", "internal/hdfsblob", "internal/local", "internal/registryauth", "internal/staging"},
 	"scripts/demo":          {"internal/dockertest"},
+	"test/soak":             {".", "internal/dockertest", "internal/testmesos"},
 	"examples/embed":        {"."},
 	"examples/matcher":      {"."},
 }
@@ -60,7 +61,7 @@ var onlyIn = map[string][]string{
 }
 
 // drivers are the programs, which choose the blob drivers that they link.
-var drivers = []string{"cmd/portainer", "executor", "examples/embed", "examples/matcher"}
+var drivers = []string{"cmd/portainer", "executor", "examples/embed", "examples/matcher", "test/soak"}
 
 // unused are the guarded dependencies that nothing needs at present.
 var unused = []string{
