@@ -36,6 +36,7 @@ type tally struct {
 	attempts     int
 	mostAttempts int
 	slowest      time.Duration
+	end          footprint // of this process, after the framework's end
 	problems     []string
 }
 

@@ -244,6 +244,7 @@ func run(ctx context.Context, s settings, m *machine, logger *slog.Logger) (err 
 	if closeErr := m.mesos.Close(); closeErr != nil {
 		t.problem("the cluster: %v", closeErr)
 	}
+	t.end = own()
 	for _, left := range append(idle, m.residue()...) {
 		t.problem("left behind: %s", left)
 	}
@@ -261,5 +262,6 @@ func (t *tally) print(w io.Writer, took time.Duration, k *killer) {
 	fmt.Fprintf(w, "kills     %s\n", k)
 	fmt.Fprintf(w, "time      %v, %.0f builds a minute, the slowest build %v\n",
 		took.Round(time.Second), float64(t.ended)/took.Minutes(), t.slowest.Round(100*time.Millisecond))
+	fmt.Fprintf(w, "this end  %v\n", t.end)
 	fmt.Fprintf(w, "problems  %d\n", len(t.problems))
 }

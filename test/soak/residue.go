@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -67,6 +68,27 @@ func look() (sight, error) {
 		}
 	}
 	return s, nil
+}
+
+// A footprint is what a process takes.
+type footprint struct {
+	heapMB, goroutines, files int
+}
+
+func (f footprint) String() string {
+	return fmt.Sprintf("heap %d MB, %d goroutines, %d open files", f.heapMB, f.goroutines, f.files)
+}
+
+// own is the footprint of this process.
+func own() footprint {
+	runtime.GC()
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		files = nil
+	}
+	return footprint{heapMB: int(mem.HeapAlloc >> 20), goroutines: runtime.NumGoroutine(), files: len(files)}
 }
 
 // awaitNoExecutors waits until the agents have no executors any more and returns
