@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -123,106 +121,6 @@ const (
 	PhasePush   Phase = "push"   // pushing to the registry
 )
 
-// A Class says why a build made no image, and so what to do about it. Only
-// ClassLost, ClassLaunch and ClassPreempted are retried by themselves.
-type Class string
-
-// The classes of failure.
-const (
-	ClassUser      Class = "user"      // the Dockerfile: a step failed
-	ClassInvalid   Class = "invalid"   // bad input, or refused by Mesos as such
-	ClassAuth      Class = "auth"      // a registry refused the credentials
-	ClassRegistry  Class = "registry"  // a registry could not be reached, or failed
-	ClassOOM       Class = "oom"       // out of memory
-	ClassDisk      Class = "disk"      // out of disk space
-	ClassTimeout   Class = "timeout"   // a deadline passed
-	ClassLost      Class = "lost"      // the agent or the executor was lost
-	ClassLaunch    Class = "launch"    // the executor or its engine did not start
-	ClassPreempted Class = "preempted" // the agent was drained
-	ClassStaging   Class = "staging"   // the staging bucket could not be used
-	ClassCancelled Class = "cancelled" // the caller gave up
-)
-
-// Retriable reports whether another attempt on another agent can help.
-func (c Class) Retriable() bool {
-	return c == ClassLost || c == ClassLaunch || c == ClassPreempted
-}
-
-// sentinel is the error that a BuildError of this class wraps.
-func (c Class) sentinel() error {
-	switch c {
-	case ClassInvalid:
-		return ErrInvalid
-	case ClassLost, ClassLaunch, ClassPreempted:
-		return ErrLost
-	case ClassStaging:
-		return ErrStaging
-	case ClassCancelled:
-		return context.Canceled
-	case ClassTimeout:
-		return context.DeadlineExceeded
-	default:
-		return ErrFailed
-	}
-}
-
-// A BuildError reports a build that made no image. errors.Is finds the sentinel
-// of its class (ErrFailed, ErrLost, ErrInvalid, ErrStaging, context.Canceled,
-// context.DeadlineExceeded) and whatever Err wraps.
-type BuildError struct {
-	ID       BuildID
-	Image    string // "" when it is not known yet
-	Phase    Phase
-	Class    Class
-	Agent    AgentID // "" before the first launch
-	Hostname string  // that agent's
-	Attempt  int     // 0 before the first launch
-	Step     string  // the Dockerfile instruction that failed, if one did
-	File     string  // the Dockerfile, and
-	Line     int     // the line of the failed instruction; 0 if unknown
-	Err      error
-}
-
-// Error is one line: file and line, image, phase, step, cause, agent.
-func (e *BuildError) Error() string {
-	var b strings.Builder
-	switch {
-	case e.File != "" && e.Line > 0:
-		fmt.Fprintf(&b, "%s:%d: ", e.File, e.Line)
-	case e.Image != "":
-		fmt.Fprintf(&b, "%s: ", e.Image)
-	case e.File != "":
-		fmt.Fprintf(&b, "%s: ", e.File)
-	}
-	if e.Step != "" {
-		fmt.Fprintf(&b, "%s: ", e.Step)
-	}
-	if e.Err != nil {
-		b.WriteString(e.Err.Error())
-	} else {
-		b.WriteString(e.Class.sentinel().Error())
-	}
-	if e.Attempt > 0 {
-		where := e.Hostname
-		if where == "" {
-			where = string(e.Agent)
-		}
-		fmt.Fprintf(&b, " (attempt %d on %s)", e.Attempt, where)
-	}
-	return b.String()
-}
-
-// Unwrap returns e.Err and the sentinel of e.Class.
-func (e *BuildError) Unwrap() []error {
-	if e.Err != nil && errors.Is(e.Err, e.Class.sentinel()) {
-		return []error{e.Err}
-	}
-	if e.Err == nil {
-		return []error{e.Class.sentinel()}
-	}
-	return []error{e.Err, e.Class.sentinel()}
-}
-
 // Build reads the Dockerfile, stages the context, waits for an offer, and
 // returns when the image is pushed. It waits for Run if Run has not been called
 // yet. The events of the build are handed to Config.Logs by the goroutine that
@@ -275,54 +173,4 @@ func (f *Framework) unfollowed(ctx context.Context, id BuildID, image string, wh
 	cancel(why)
 	f.cancel(ctx, id)
 	return &BuildError{ID: id, Image: image, Phase: PhaseBuild, Class: ClassCancelled, Err: fmt.Errorf("state directory: %w", why)}
-}
-
-// Recovered returns the builds that an earlier framework with the same state
-// directory left, finished or not, in the order in which they were submitted.
-func (f *Framework) Recovered() []BuildID {
-	past := slices.SortedFunc(slices.Values(f.past), func(a, b record) int { return a.Submitted.Compare(b.Submitted) })
-	ids := make([]BuildID, len(past))
-	for i := range past {
-		ids[i] = past[i].ID
-	}
-	return ids
-}
-
-// Attach is Build for one of Recovered: it goes on handing events to Config.Logs
-// where the earlier framework left off, and returns when the build is over. Each
-// build can be attached to once. Attach waits for Run if Run has not been called
-// yet; every error is a *BuildError.
-func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
-	var box *mailbox
-	var image string
-	err := f.ask(ctx, func(l *loop) {
-		if r := l.recovered[id]; r != nil {
-			box, image = r.box, r.image
-			delete(l.recovered, id)
-		}
-	})
-	switch {
-	case err != nil:
-		return nil, &BuildError{ID: id, Phase: PhaseQueue, Class: classOfEnd(ctx), Err: err}
-	case box == nil:
-		return nil, &BuildError{ID: id, Phase: PhaseRead, Class: ClassInvalid, Err: fmt.Errorf("no build %q to attach to", id)}
-	}
-	return f.follow(ctx, id, image, box)
-}
-
-// Forget removes a finished build from the state directory. Until then a later
-// framework recovers it, so that no result is lost between Build's return and
-// what the caller does with it. It does nothing without a state directory, nor to
-// a build that is not over. It waits for Run if Run has not been called yet, and
-// returns ErrStopped after Run.
-func (f *Framework) Forget(id BuildID) error {
-	if f.state == nil {
-		return nil
-	}
-	var err error
-	askErr := f.ask(context.Background(), func(l *loop) { err = l.forget(id) })
-	if errors.Is(askErr, ErrStopped) {
-		return ErrStopped
-	}
-	return err
 }

@@ -17,6 +17,10 @@ const executorFile = "portainer-executor"
 // it leaves, before Mesos kills it.
 const shutdownGrace = 60 * time.Second
 
+// executorShare is what the executor itself takes, besides its task. Mesos warns
+// about less than 0.01 cpus and 32 MB.
+var executorShare = Resources{CPUs: 0.1, MemMB: 64}
+
 // taskInfo makes the task of at out of pool, which loses what the task takes.
 func (l *loop) taskInfo(at *attempt, pool []mesos.Resource, role string) (*mesos.TaskInfo, error) {
 	b := at.build

@@ -1,0 +1,112 @@
+package portainer
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/user"
+	"time"
+)
+
+// withDefaults returns cfg with its zero fields filled in.
+func (cfg Config) withDefaults() (Config, error) {
+	if cfg.User == "" {
+		u, err := user.Current()
+		if err != nil {
+			return cfg, fmt.Errorf("user: %w", err)
+		}
+		cfg.User = u.Username
+	}
+	cfg.Name = cmp.Or(cfg.Name, "portainer")
+	cfg.Role = cmp.Or(cfg.Role, "*")
+	if cfg.StateDir != "" {
+		cfg.FailoverTimeout = cmp.Or(cfg.FailoverTimeout, time.Hour)
+	}
+	cfg.FailoverTimeout = cmp.Or(cfg.FailoverTimeout, time.Minute)
+	cfg.ExecutorCommand = cmp.Or(cfg.ExecutorCommand, "./"+executorFile)
+	cfg.Engine.Kind = cmp.Or(cfg.Engine.Kind, "auto")
+	cfg.Resources.CPUs = cmp.Or(cfg.Resources.CPUs, 1)
+	cfg.Resources.MemMB = cmp.Or(cfg.Resources.MemMB, 1024)
+	cfg.MaxAttempts = cmp.Or(cfg.MaxAttempts, 3)
+	cfg.LaunchTimeout = cmp.Or(cfg.LaunchTimeout, 5*time.Minute)
+	cfg.UnreachableTimeout = cmp.Or(cfg.UnreachableTimeout, 10*time.Minute)
+	cfg.PushLease = cmp.Or(cfg.PushLease, 10*time.Minute)
+	cfg.ShutdownTimeout = cmp.Or(cfg.ShutdownTimeout, 30*time.Second)
+	if cfg.Bundler == nil {
+		cfg.Bundler = DirBundler{}
+	}
+	if cfg.Matcher == nil {
+		cfg.Matcher = Spread{}
+	}
+	if cfg.Logs == nil {
+		cfg.Logs = LogSinkFunc(discardEvent)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return cfg, nil
+}
+
+// engineKinds are the values of Engine.Kind.
+var engineKinds = map[string]bool{"auto": true, "docker": true, "dockerd": true, "buildkitd": true}
+
+// validate returns everything that is wrong with cfg, which has its defaults.
+func (cfg *Config) validate() error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if cfg.Staging != nil && cfg.StagingURL == "" {
+		bad("StagingURL: missing; agents need it to open the staging bucket")
+	}
+	if cfg.Staging == nil && cfg.StagingURL != "" {
+		bad("Staging: missing; StagingURL alone stages nothing")
+	}
+	if cfg.Principal == "" && cfg.Secret != "" {
+		bad("Principal: missing; a secret needs one")
+	}
+	if !engineKinds[cfg.Engine.Kind] {
+		bad("Engine.Kind: %q is none of auto, docker, dockerd, buildkitd", cfg.Engine.Kind)
+	}
+	if cfg.Engine.Kind == "docker" && cfg.Engine.Host == "" {
+		bad("Engine.Host: missing; engine docker needs the address of a daemon")
+	}
+	if cfg.Engine.Kind == "dockerd" && cfg.Engine.Host != "" {
+		bad("Engine.Host: %q: engine dockerd starts a daemon of its own; use docker for one that runs", cfg.Engine.Host)
+	}
+	if cfg.Container.Image != "" && cfg.Engine.Host != "" {
+		bad("Container.Image: %q: an executor in a container uses the engine of its image, so Engine.Host cannot be given too", cfg.Container.Image)
+	}
+	problems = append(problems, cfg.Container.validate()...)
+	for _, c := range cfg.Constraints {
+		if _, err := newRule(c); err != nil {
+			bad("Constraints: %w", err)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value float64
+	}{
+		{"Resources.CPUs", cfg.Resources.CPUs},
+		{"Resources.MemMB", cfg.Resources.MemMB},
+		{"Resources.DiskMB", cfg.Resources.DiskMB},
+		{"Resources.GPUs", cfg.Resources.GPUs},
+		{"MaxAttempts", float64(cfg.MaxAttempts)},
+		{"OOMRetryMemMB", cfg.OOMRetryMemMB},
+		{"FailoverTimeout", float64(cfg.FailoverTimeout)},
+		{"QueueTimeout", float64(cfg.QueueTimeout)},
+		{"BuildTimeout", float64(cfg.BuildTimeout)},
+		{"LaunchTimeout", float64(cfg.LaunchTimeout)},
+		{"UnreachableTimeout", float64(cfg.UnreachableTimeout)},
+		{"PushLease", float64(cfg.PushLease)},
+		{"ConnectTimeout", float64(cfg.ConnectTimeout)},
+		{"ShutdownTimeout", float64(cfg.ShutdownTimeout)},
+	} {
+		switch {
+		case f.value < 0:
+			bad("%s: negative", f.name)
+		case !validAmount(f.value):
+			bad("%s: %v is no amount", f.name, f.value)
+		}
+	}
+	return errors.Join(problems...)
+}

@@ -1,0 +1,114 @@
+package portainer
+
+import (
+	"fmt"
+	"time"
+
+	mesos "github.com/mesos/mesos-go/api/v1/lib"
+	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
+
+	"github.com/org/portainer/internal/schedapi"
+	"github.com/org/portainer/internal/seal"
+	"github.com/org/portainer/internal/wire"
+)
+
+// handle takes an event of the master.
+func (l *loop) handle(ev schedapi.Event) {
+	now := time.Now()
+	log := l.f.cfg.Logger
+	if ev.Event == nil {
+		log.Debug("not connected to the master", "err", ev.Disconnected) // the client has warned
+		l.lastErr = ev.Disconnected
+		l.ledger.disconnected()
+		return
+	}
+	switch ev.Type {
+	case scheduler.Event_SUBSCRIBED:
+		if err := l.adopt(ev.Subscribed.FrameworkID.Value); err != nil {
+			l.fatal = err
+			return
+		}
+		log.Info("subscribed", "framework", l.frameworkID)
+		l.ledger.subscribed(now)
+	case scheduler.Event_OFFERS:
+		l.raw = make(map[OfferID]*mesos.Offer, len(ev.Offers.Offers))
+		offers := make([]Offer, len(ev.Offers.Offers))
+		for i := range ev.Offers.Offers {
+			o := &ev.Offers.Offers[i]
+			offers[i] = fromMesos(o, l.f.cfg.TLS != nil)
+			l.raw[offers[i].ID] = o
+		}
+		log.Debug("offers", "count", len(offers))
+		l.ledger.offers(now, offers)
+	case scheduler.Event_UPDATE:
+		u := updateFromMesos(&ev.Update.Status)
+		log.Debug("status update", "task", u.task, "state", u.state, "reason", u.reason, "message", u.message)
+		l.ledger.update(now, u)
+		if ask, err := seal.DecodeAsk(u.data); err == nil {
+			l.answerSecrets(ask, u.task, u.agent)
+		}
+	case scheduler.Event_MESSAGE:
+		l.message(ev.Message)
+	case scheduler.Event_FAILURE:
+		log.Debug("failure", "agent", ev.Failure.GetAgentID().GetValue(), "executor", ev.Failure.GetExecutorID().GetValue())
+	case scheduler.Event_RESCIND, scheduler.Event_HEARTBEAT:
+		// No offer is held, so there is none to take back.
+	default:
+		log.Debug("event passed over", "type", ev.Type.String())
+	}
+}
+
+// adopt makes id the framework's, durably before anything is done under it: an id
+// that is lost is a framework whose tasks nobody can find again.
+func (l *loop) adopt(id string) error {
+	if l.f.state != nil && id != l.frameworkID {
+		if err := l.f.state.setFramework(id); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
+	}
+	l.frameworkID = id
+	return nil
+}
+
+// message takes what an executor says: that it wants to push or to have secrets, or
+// that its log has grown, of which whoever follows the log is told.
+func (l *loop) message(m *scheduler.Event_Message) {
+	if ask, err := wire.DecodePushAsk(m.Data); err == nil {
+		l.ledger.asked(time.Now(), m.ExecutorID.Value, ask)
+		return
+	}
+	if ask, err := seal.DecodeAsk(m.Data); err == nil {
+		l.answerSecrets(ask, m.ExecutorID.Value, AgentID(m.AgentID.Value))
+		return
+	}
+	at := l.ledger.tasks[m.ExecutorID.Value]
+	if at == nil {
+		return
+	}
+	if _, err := wire.DecodeHint(m.Data); err != nil {
+		l.f.cfg.Logger.Debug("message passed over", "executor", m.ExecutorID.Value, "err", err)
+		return
+	}
+	if box := l.boxes[at.build.id]; box != nil {
+		box.poke()
+	}
+}
+
+// updateFromMesos converts a status.
+func updateFromMesos(s *mesos.TaskStatus) update {
+	u := update{
+		task:    s.TaskID.Value,
+		agent:   AgentID(s.GetAgentID().GetValue()),
+		state:   s.GetState().String(),
+		message: s.GetMessage(),
+		data:    s.Data,
+		uuid:    s.UUID,
+	}
+	if s.Reason != nil {
+		u.reason = s.Reason.String()
+	}
+	if s.Source != nil {
+		u.source = s.Source.String()
+	}
+	return u
+}
