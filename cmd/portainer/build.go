@@ -134,6 +134,7 @@ func (b *buildCommand) build(ctx context.Context, files []string) error {
 	if err != nil {
 		return err
 	}
+	b.name = frameworkName(jobs)
 	return b.run(ctx, func(*portainer.Framework) ([]*job, error) { return jobs, nil })
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ type frameworkCommand struct {
 	queueTimeout   time.Duration
 	connectTimeout time.Duration
 
+	name    string       // of the framework, for those who look at Mesos
 	content contextFlags // for build alone: attach stages nothing
 
 	stream       bool
@@ -121,6 +123,22 @@ type job struct {
 	err    error
 }
 
+// maxNamed is how many images the framework's name tells.
+const maxNamed = 3
+
+// frameworkName says to whom looks at Mesos which images are being built.
+func frameworkName(jobs []*job) string {
+	var images []string
+	for _, j := range jobs[:min(len(jobs), maxNamed)] {
+		images = append(images, j.image)
+	}
+	name := "portainer: " + strings.Join(images, ", ")
+	if more := len(jobs) - maxNamed; more > 0 {
+		name += fmt.Sprintf(" and %d more", more)
+	}
+	return name
+}
+
 // id is the build's, once it has ended; "" if it never was one.
 func (j *job) id() portainer.BuildID {
 	var failure *portainer.BuildError
@@ -165,6 +183,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	show := newDisplay(c.stderr, c.stream, c.progress == "quiet")
 	framework, err := portainer.New(portainer.Config{
 		Master:          site.master,
+		Name:            c.name,
 		Role:            c.role,
 		FrameworkID:     c.frameworkID,
 		StateDir:        c.stateDir,

@@ -216,3 +216,10 @@ func TestPrecedence(t *testing.T) {
 	require.Equal(t, [2]string{"env.example", "team/env"}, [2]string{req.Registry, req.Repository})
 	require.Equal(t, portainer.Resources{CPUs: 3, MemMB: 3072}, req.Resources)
 }
+
+func TestFrameworkName(t *testing.T) {
+	jobs := []*job{{image: "r/a"}, {image: "r/b"}, {image: "r/c"}, {image: "r/d"}, {image: "r/e"}}
+	require.Equal(t, "portainer: r/a", frameworkName(jobs[:1]))
+	require.Equal(t, "portainer: r/a, r/b, r/c", frameworkName(jobs[:3]))
+	require.Equal(t, "portainer: r/a, r/b, r/c and 2 more", frameworkName(jobs))
+}
