@@ -159,7 +159,7 @@ func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *m
 		defer mark.close()
 		w.mark = mark
 	}
-	result, err := w.run(ctx, box, func() { f.cancel(ctx, id) })
+	result, err := w.run(ctx, box, func() { f.cancel(ctx, id, classOfEnd(ctx), context.Cause(ctx)) })
 	var failure *BuildError
 	if err != nil && !errors.As(err, &failure) {
 		err = f.unfollowed(ctx, id, image, err)
@@ -169,8 +169,8 @@ func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *m
 
 // unfollowed gives a build up whose log cannot be kept track of.
 func (f *Framework) unfollowed(ctx context.Context, id BuildID, image string, why error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	cancel(why)
-	f.cancel(ctx, id)
-	return &BuildError{ID: id, Image: image, Phase: PhaseBuild, Class: ClassCancelled, Err: fmt.Errorf("state directory: %w", why)}
+	failure := &BuildError{ID: id, Image: image, Phase: PhaseBuild, Class: ClassLost, Err: fmt.Errorf("state directory: %w", why)}
+	f.cancel(ctx, id, failure.Class, failure.Err)
+	f.announceFailure(ctx, failure)
+	return failure
 }

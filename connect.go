@@ -17,6 +17,7 @@ func (l *loop) connect(ctx, alive context.Context) error {
 	}
 	l.client = client
 	listening, hangUp := context.WithCancel(alive)
+	l.answerCtx = listening
 	events := make(chan schedapi.Event)
 	rejected := make(chan error, 1)
 	var reader sync.WaitGroup

@@ -358,6 +358,38 @@ func TestFrameworkSecrets(t *testing.T) {
 	require.Equal(t, 2, lost.Hits())
 }
 
+// TestFrameworkStopsAskingForCredentials checks that Run does not wait for
+// credentials that nobody needs any more.
+func TestFrameworkStopsAskingForCredentials(t *testing.T) {
+	var once sync.Once
+	submitted, asked := make(chan struct{}), make(chan struct{})
+	r := start(t, cluster(t, 1), func(cfg *portainer.Config) {
+		cfg.Credentials = func(ctx context.Context, registries ...string) (map[string]portainer.RegistryAuth, error) {
+			select {
+			case <-submitted:
+				once.Do(func() { close(asked) })
+				<-ctx.Done() // a helper that hangs
+				return nil, ctx.Err()
+			default:
+				close(submitted)
+				return map[string]portainer.RegistryAuth{registries[0]: {Username: "robot"}}, nil
+			}
+		}
+	})
+	built := make(chan error, 1)
+	go func() {
+		_, err := r.build(r.ctx(), "tell:token")
+		built <- err
+	}()
+	<-asked
+	began := time.Now()
+	r.stop(nil)
+	require.ErrorIs(t, <-built, portainer.ErrStopped)
+	err := <-r.ended
+	r.ended <- err
+	require.Less(t, time.Since(began), patience/2)
+}
+
 func TestFrameworkCredentialsFail(t *testing.T) {
 	r := start(t, cluster(t, 1), func(cfg *portainer.Config) {
 		cfg.Credentials = func(context.Context, ...string) (map[string]portainer.RegistryAuth, error) {

@@ -41,7 +41,8 @@ type loop struct {
 	lastErr     error                    // why there is no subscription
 	fatal       error                    // the state cannot be kept
 	cleanup     sync.WaitGroup           // removals of staged contexts, and answers about secrets
-	cleanupCtx  context.Context
+	cleanupCtx  context.Context          // of the removals
+	answerCtx   context.Context          // of the answers; it ends with the connection
 }
 
 func newLoop(f *Framework, cleanupCtx context.Context) *loop {
@@ -227,11 +228,8 @@ func (f *Framework) ask(ctx context.Context, do func(*loop)) error {
 	}
 }
 
-// cancel ends a build because ctx, its caller's, is done.
-func (f *Framework) cancel(ctx context.Context, id BuildID) {
-	class := classOfEnd(ctx)
-	// Not with ctx, which is done; the loop takes this soon or has ended.
-	_ = f.ask(context.WithoutCancel(ctx), func(l *loop) {
-		l.ledger.cancel(time.Now(), id, class, context.Cause(ctx))
-	})
+// cancel ends a build. It does so even when ctx, its caller's, is done.
+func (f *Framework) cancel(ctx context.Context, id BuildID, class Class, cause error) {
+	// The loop takes this soon or has ended.
+	_ = f.ask(context.WithoutCancel(ctx), func(l *loop) { l.ledger.cancel(time.Now(), id, class, cause) })
 }

@@ -3,6 +3,7 @@ package portainer
 import (
 	"context"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -84,6 +85,24 @@ func TestBuildIDOfAnotherResult(t *testing.T) {
 	_, err = f.Build(ctx, Request{ID: "one", Repository: "app", Source: source()})
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotErrorIs(t, err, ErrInvalid)
+}
+
+// TestBuildWhoseLogCannotBeMarked checks that this machine's trouble is neither
+// the build's failure nor its caller's wish.
+func TestBuildWhoseLogCannotBeMarked(t *testing.T) {
+	var events []Event
+	f := newTestFramework(t, func(cfg *Config) {
+		cfg.Master, cfg.StateDir = silent(t), t.TempDir()
+		cfg.Logs = LogSinkFunc(func(_ context.Context, ev Event) { events = append(events, ev) })
+	})
+	require.NoError(t, os.Mkdir(f.state.logPath("one"), 0o700))
+	run(t, f)
+	_, err := f.Build(t.Context(), Request{ID: "one", Repository: "app", Source: source()})
+	require.ErrorIs(t, err, ErrLost)
+	require.NotErrorIs(t, err, context.Canceled)
+	require.Len(t, events, 1)
+	require.Equal(t, EventFailed, events[0].Kind)
+	require.Equal(t, err, events[0].Err)
 }
 
 func TestAttachBeforeRun(t *testing.T) {

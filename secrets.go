@@ -114,10 +114,10 @@ func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
 		l.f.cfg.Logger.Warn("another key asks for the secrets of a task", "task", task)
 		return
 	}
-	b, client := at.build, l.client
+	b, client, ctx := at.build, l.client, l.answerCtx
 	spec, restarted := b.buildSpec, b.restored
 	l.cleanup.Go(func() {
-		answer, err := l.f.secretsFor(l.cleanupCtx, ask, &spec, restarted)
+		answer, err := l.f.secretsFor(ctx, ask, &spec, restarted)
 		if err != nil { // the executor asks again
 			l.f.cfg.Logger.Warn("secrets not sent", "task", task, "err", err)
 			return
