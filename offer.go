@@ -162,14 +162,8 @@ type Spread struct{}
 
 // MatchOffers implements OfferMatcher.
 func (Spread) MatchOffers(offers []Offer, builds []Pending) []Placement {
-	now := time.Now()
 	least := leastOf(builds)
-	room := make(roomiest, 0, len(offers))
-	for i := range offers {
-		if available(&offers[i], now) && offers[i].Resources.Fits(least) {
-			room = append(room, remaining{&offers[i], offers[i].Resources})
-		}
-	}
+	room := roomiest(roomFor(least, offers))
 	heap.Init(&room)
 	var placements []Placement
 	var full shortages
@@ -194,14 +188,8 @@ type FirstFit struct{}
 
 // MatchOffers implements OfferMatcher.
 func (FirstFit) MatchOffers(offers []Offer, builds []Pending) []Placement {
-	now := time.Now()
 	least := leastOf(builds)
-	room := make([]remaining, 0, len(offers))
-	for i := range offers {
-		if available(&offers[i], now) && offers[i].Resources.Fits(least) {
-			room = append(room, remaining{&offers[i], offers[i].Resources})
-		}
-	}
+	room := roomFor(least, offers)
 	var placements []Placement
 	var full shortages
 	for i := range builds {
@@ -295,6 +283,18 @@ func (r *remaining) takes(b *Pending) bool {
 func (r *remaining) use(b *Pending) {
 	r.left = r.left.Sub(b.Resources)
 	b.hold(r.offer)
+}
+
+// roomFor returns the offers that have room for least now.
+func roomFor(least Resources, offers []Offer) []remaining {
+	now := time.Now()
+	room := make([]remaining, 0, len(offers))
+	for i := range offers {
+		if available(&offers[i], now) && offers[i].Resources.Fits(least) {
+			room = append(room, remaining{&offers[i], offers[i].Resources})
+		}
+	}
+	return room
 }
 
 // roomiest is a heap of offers, the one with the most cpus left on top.

@@ -162,9 +162,9 @@ type Config struct {
 	// cannot reach before its builds start elsewhere. Zero means 10 minutes.
 	UnreachableTimeout time.Duration
 	// PushLease is how long an attempt may go on pushing without contact to the
-	// framework. If the master loses sight of it meanwhile, another attempt
-	// pushes only when it has ended, so that tags never mix two images. Zero
-	// means 10 minutes.
+	// framework. If the master loses sight of it meanwhile, another attempt pushes
+	// only when that time is over or its agent has said that it has ended, so that
+	// tags never mix two images. Zero means 10 minutes.
 	PushLease time.Duration
 	// ConnectTimeout bounds how long Run tries to reach a master for the first
 	// time. Zero means no bound: once connected, a Framework tries for ever

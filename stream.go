@@ -63,7 +63,8 @@ type Step struct {
 // HandleEvent is called in order and by one goroutine for each build, and
 // concurrently for different builds. A slow sink delays the events of its
 // build, never the build: output waits in the executor's sandbox meanwhile.
-// ctx is the one that Build was given; Build waits for HandleEvent to return.
+// ctx is the one that Build or Attach was given, which waits for HandleEvent to
+// return; it may be done.
 type LogSink interface {
 	HandleEvent(ctx context.Context, ev Event)
 }

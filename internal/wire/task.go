@@ -1,6 +1,8 @@
 // Package wire holds what travels between the framework and its executors: the
-// Task in TaskInfo.data, the Outcome in the data of the terminal status update,
-// and the frames of build.log in the executor's sandbox.
+// Task in TaskInfo.data, the Outcome in the data of the terminal status update, the
+// frames of build.log in the executor's sandbox, and in framework messages the Hint
+// that there are more of them and the PushAsk and PushGrant of the right to push.
+// What goes there sealed is package seal's.
 //
 // Each is JSON with a version, except for the payload of frames. A reader
 // refuses a version it does not know by name; fields it does not know it
