@@ -336,6 +336,43 @@ func TestFrameworkDetachAndAttach(t *testing.T) {
 	require.ElementsMatch(t, []string{"a-1", "b-1", "c-1"}, strings.Fields(string(data)))
 }
 
+// TestFrameworkLeavesWhatItCannotReach checks that builds survive a framework that
+// found no master to take them over from.
+func TestFrameworkLeavesWhatItCannotReach(t *testing.T) {
+	c := cluster(t, 1)
+	stateDir, gate := t.TempDir(), filepath.Join(t.TempDir(), "gate")
+	withState := func(cfg *portainer.Config) { cfg.StateDir = stateDir }
+	first := start(t, c, withState)
+	detached := make(chan error, 1)
+	go func() {
+		_, err := first.build(first.ctx(), "wait:"+gate, func(req *portainer.Request) {
+			req.ID, req.Source = "a", []byte("FROM scratch\n") // its staging bucket goes with the first framework
+		})
+		detached <- err
+	}()
+	eventually(t, "the build runs", func() bool { return first.log.count(portainer.EventRunning) == 1 })
+	first.stop(portainer.ErrDetached)
+	require.ErrorIs(t, <-detached, portainer.ErrDetached)
+	err := <-first.ended
+	first.ended <- err
+	require.ErrorIs(t, err, portainer.ErrDetached)
+
+	second := start(t, c, func(cfg *portainer.Config) {
+		cfg.StateDir, cfg.Master, cfg.ConnectTimeout = stateDir, "127.0.0.1:1", 10*time.Millisecond
+	})
+	_, err = second.f.Attach(second.ctx(), "a")
+	require.True(t, errors.Is(err, portainer.ErrUnreachable) || errors.Is(err, portainer.ErrStopped), "%v", err)
+	err = <-second.ended
+	second.ended <- err
+	require.ErrorIs(t, err, portainer.ErrUnreachable)
+
+	third := start(t, c, withState)
+	require.NoError(t, os.WriteFile(gate, nil, 0o644))
+	result, err := third.f.Attach(third.ctx(), "a")
+	require.NoError(t, err)
+	require.Equal(t, 1, result.Attempts)
+}
+
 func TestFrameworkSecrets(t *testing.T) {
 	c := cluster(t, 1)
 	// The first answers are lost.

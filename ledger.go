@@ -718,6 +718,26 @@ func (l *ledger) forsake() {
 	}
 }
 
+// disown forgets, as they are, the builds that have a task or are of an earlier
+// life, and returns those that were not over.
+func (l *ledger) disown() []*build {
+	var builds []*build
+	for _, b := range l.sortedBuilds() {
+		if len(b.live) == 0 && !b.restored {
+			continue
+		}
+		delete(l.builds, b.id)
+		for _, at := range b.live {
+			delete(l.tasks, at.task)
+		}
+		l.queue = slices.DeleteFunc(l.queue, func(q *build) bool { return q == b })
+		if !b.done {
+			builds = append(builds, b)
+		}
+	}
+	return builds
+}
+
 // release lets go of what b needed for its attempts, once there is none.
 func (l *ledger) release(b *build) {
 	if b.done && len(b.live) == 0 {

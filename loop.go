@@ -150,8 +150,13 @@ func (l *loop) run(ctx context.Context, events <-chan schedapi.Event, rejected <
 	}
 }
 
-// abort ends every build for want of a master, and returns why.
+// abort ends every build for want of a master or a state, and returns why. What a
+// state directory holds of tasks that may go on is left to a later life: none of
+// them can be killed now, and their images need not be lost.
 func (l *loop) abort(why error) error {
+	if l.f.state != nil {
+		l.dismiss(l.ledger.disown(), why)
+	}
 	l.ledger.drain(time.Now(), ClassLost, why)
 	return l.leave(why)
 }

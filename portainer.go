@@ -246,7 +246,8 @@ func New(cfg Config) (*Framework, error) {
 // Run may be called once. It returns context.Cause(ctx) after an orderly stop, an
 // error wrapping ErrRejected if the master refuses the framework, one wrapping
 // ErrUnreachable if there was none within Config.ConnectTimeout, and another if the
-// state directory cannot be written; lost connections are retried for ever.
+// state directory cannot be written; lost connections are retried for ever. With a
+// state directory, tasks that may still run then are left to a later framework.
 func (f *Framework) Run(ctx context.Context) error {
 	if !f.running.CompareAndSwap(false, true) {
 		return fmt.Errorf("%w: Run was called before", ErrInvalid)

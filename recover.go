@@ -72,6 +72,15 @@ func (l *loop) detach(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// dismiss lets whoever waits for one of builds go, which a later life sees to.
+func (l *loop) dismiss(builds []*build, why error) {
+	for _, b := range builds {
+		if box := l.boxes[b.id]; box != nil {
+			box.post(notice{err: l.ledger.complete(&BuildError{Phase: b.phase(), Class: ClassLost, Err: why}, b, b.current)})
+		}
+	}
+}
+
 // forget removes a finished build from the state, or has it removed as soon as no
 // task of it is left.
 func (l *loop) forget(id BuildID) error {
