@@ -33,7 +33,10 @@ type BuildID string
 // metadata speaks of (registry, repository, cpus, mem) are taken from there,
 // then from the Config.
 type Request struct {
-	// ID names the build. "" lets the Framework choose.
+	// ID names the build: letters, digits, '_', '.' and '-', 128 at most. No two
+	// builds of a framework may have the same; one that is under way, or whose
+	// result is in the state directory until Forget, is refused. "" lets the
+	// Framework choose.
 	ID BuildID
 
 	// Registry is the host, or host:port, to push to, and Repository the path
