@@ -39,7 +39,7 @@ func TestBuildErrorSentinels(t *testing.T) {
 			for _, inner := range []error{nil, cause, want, fmt.Errorf("wrapped: %w", want)} {
 				err := error(&portainer.BuildError{Class: class, Err: inner})
 				for _, sentinel := range sentinels {
-					require.Equal(t, sentinel == want, errors.Is(err, sentinel), "%v", sentinel)
+					require.Equal(t, errors.Is(want, sentinel), errors.Is(err, sentinel), "%v", sentinel)
 				}
 				if inner != nil {
 					require.ErrorIs(t, err, inner)

@@ -499,7 +499,7 @@ func noticeText(a actNotice) string {
 	if n.result != nil {
 		parts = append(parts, fmt.Sprintf("result %s after %d", n.result.Digest, n.result.Attempts))
 	}
-	if n.err != nil && n.err != n.event.Err {
+	if n.err != nil && !errors.Is(n.event.Err, n.err) {
 		parts = append(parts, "error "+errorText(n.err))
 	}
 	return fmt.Sprintf("tell %s: %s", a.id, strings.Join(parts, "; "))

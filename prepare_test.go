@@ -70,7 +70,8 @@ func TestPreparePrecedence(t *testing.T) {
 			require.Equal(t, tt.image, spec.image)
 			require.Equal(t, tt.image, spec.task.Registry+"/"+spec.task.Repository)
 			require.Equal(t, tt.resources.Add(executorShare), spec.resources)
-			require.Equal(t, tt.resources, Resources{spec.task.CPUs, spec.task.MemMB, spec.task.DiskMB, tt.resources.GPUs})
+			granted := Resources{spec.task.CPUs, spec.task.MemMB, spec.task.DiskMB, tt.resources.GPUs}
+			require.Equal(t, tt.resources, granted)
 			require.Equal(t, []string{"latest"}, spec.task.Tags)
 			require.NotContains(t, string(spec.task.Dockerfile), "REPOSITORY")
 			require.Nil(t, spec.task.Context)

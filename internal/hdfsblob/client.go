@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -35,9 +36,7 @@ type request struct {
 
 func (r request) with(key, value string) request {
 	params := url.Values{key: {value}}
-	for k, v := range r.params {
-		params[k] = v
-	}
+	maps.Copy(params, r.params)
 	r.params = params
 	return r
 }
@@ -51,9 +50,7 @@ func (c *client) url(base *url.URL, r request) *url.URL {
 	case c.user != "":
 		q.Set("user.name", c.user)
 	}
-	for k, v := range r.params {
-		q[k] = v
-	}
+	maps.Copy(q, r.params)
 	return &url.URL{Scheme: base.Scheme, Host: base.Host, Path: "/webhdfs/v1" + r.path, RawQuery: q.Encode()}
 }
 
@@ -312,7 +309,7 @@ func (c *client) transfer(ctx context.Context, r request, prepare func() (path s
 			if len(excluded) > 0 && remedyFor(err) == giveUp && !isNotFound(err) {
 				// There may be no other datanode: let the namenode choose among all again.
 				excluded = nil
-				err = fmt.Errorf("%w: %v", errNoOther, err)
+				err = fmt.Errorf("%w: %s", errNoOther, err.Error()) // its class does not count
 			}
 			failure = err
 			return err

@@ -155,7 +155,7 @@ func (e *temporaryError) Unwrap() error { return e.error }
 
 // once asks once.
 func (c *checker) once(ctx context.Context) error {
-	resp, err := c.begin(ctx)
+	resp, err := c.begin(ctx) //nolint:bodyclose // do has read and closed it
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func (c *checker) once(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if resp, err = c.send(ctx, c.base, authorization); err != nil {
+		if resp, err = c.send(ctx, c.base, authorization); err != nil { //nolint:bodyclose // likewise
 			return c.network(c.Registry, err)
 		}
 		if resp.StatusCode < 300 {
@@ -242,7 +242,7 @@ func (c *checker) takeBack(ctx context.Context, begun *http.Response, authorizat
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
 	defer cancel()
-	resp, err := c.do(ctx, http.MethodDelete, location.String(), authorization)
+	resp, err := c.do(ctx, http.MethodDelete, location.String(), authorization) //nolint:bodyclose // likewise
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return nil
 	}

@@ -61,9 +61,9 @@ func TestCredentialsOfTheFile(t *testing.T) {
 	require.NoError(t, err)
 	// A struct of secrets prints as redacted, so it is compared field by field.
 	require.Len(t, got, 6)
-	require.True(t, got["registry.example:5000"] == seal.RegistryAuth{Username: "robot", Password: "pass:word"})
-	require.True(t, got["legacy.example"] == seal.RegistryAuth{Username: "old", Password: "p"})
-	require.True(t, got["docker.io"] == seal.RegistryAuth{Username: "hub", Password: "h"})
+	requireAuth(t, seal.RegistryAuth{Username: "robot", Password: "pass:word"}, got["registry.example:5000"])
+	requireAuth(t, seal.RegistryAuth{Username: "old", Password: "p"}, got["legacy.example"])
+	requireAuth(t, seal.RegistryAuth{Username: "hub", Password: "h"}, got["docker.io"])
 	require.True(t, got["index.docker.io"] == got["docker.io"])
 	require.Equal(t, "refresh-me", got["azure.example"].IdentityToken)
 	require.Equal(t, "bearer-me", got["bearer.example"].RegistryToken)
@@ -132,11 +132,11 @@ func TestCredentialHelpers(t *testing.T) {
 	got, err := c.Credentials(t.Context(), "docker.io", "main.example:5000", "stored.example", "ecr.example", "token.example", "plain.example", "none.example")
 	require.NoError(t, err)
 	require.Len(t, got, 5)
-	require.True(t, got["docker.io"] == seal.RegistryAuth{Username: "hub", Password: "hub-secret"})
-	require.True(t, got["main.example:5000"] == seal.RegistryAuth{Username: "main", Password: "main-secret"})
-	require.True(t, got["stored.example"] == seal.RegistryAuth{Username: "u", Password: "file"})
-	require.True(t, got["ecr.example"] == seal.RegistryAuth{Username: "AWS", Password: "ecr-secret"})
-	require.True(t, got["token.example"] == seal.RegistryAuth{IdentityToken: "refresh-me"})
+	requireAuth(t, seal.RegistryAuth{Username: "hub", Password: "hub-secret"}, got["docker.io"])
+	requireAuth(t, seal.RegistryAuth{Username: "main", Password: "main-secret"}, got["main.example:5000"])
+	requireAuth(t, seal.RegistryAuth{Username: "u", Password: "file"}, got["stored.example"])
+	requireAuth(t, seal.RegistryAuth{Username: "AWS", Password: "ecr-secret"}, got["ecr.example"])
+	requireAuth(t, seal.RegistryAuth{IdentityToken: "refresh-me"}, got["token.example"])
 }
 
 func TestCredentialHelpersThatFail(t *testing.T) {
@@ -167,4 +167,14 @@ func TestCredentialHelpersThatFail(t *testing.T) {
 		})
 	}
 	require.Equal(t, "unlock me\n", stderr.String())
+}
+
+// requireAuth compares credentials, which show nothing of themselves when they are
+// printed.
+func requireAuth(t *testing.T, want, got seal.RegistryAuth) {
+	t.Helper()
+	require.Equal(t, want.Username, got.Username)
+	require.Equal(t, want.Password, got.Password)
+	require.Equal(t, want.IdentityToken, got.IdentityToken)
+	require.Equal(t, want.RegistryToken, got.RegistryToken)
 }

@@ -42,7 +42,7 @@ func TestCredentialHelpersEndWithTheContext(t *testing.T) {
 	require.ErrorIs(t, err, gaveUp)
 	text, err := os.ReadFile(pids)
 	require.NoError(t, err)
-	for _, word := range strings.Fields(string(text)) {
+	for word := range strings.FieldsSeq(string(text)) {
 		pid, err := strconv.Atoi(word)
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return !runs(pid) }, 10*time.Second, 5*time.Millisecond, "process %d still runs", pid)

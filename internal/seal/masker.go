@@ -87,7 +87,6 @@ func (m *Masker) mask(text []byte, limit, covered int) (masked []byte, after int
 			if at > end || end == 0 { // else it goes on with the one before
 				masked = append(masked, text[done:at]...)
 				masked = append(masked, mask...)
-				done = at
 			}
 			end = max(end, at+len(p))
 			done = min(end, limit)

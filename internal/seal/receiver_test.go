@@ -343,17 +343,17 @@ func TestReceiverShowsNothing(t *testing.T) {
 // TestExchangeFormat keeps what a framework or executor of another build reads.
 func TestExchangeFormat(t *testing.T) {
 	ask := seal.Ask{Binding: task, Key: "age1x", Serial: 3}
-	require.Equal(t, `{"version":1,"seal_ask":{"task":"b1-2","attempt":2,"key":"age1x","serial":3}}`, string(ask.Encode()))
+	require.JSONEq(t, `{"version":1,"seal_ask":{"task":"b1-2","attempt":2,"key":"age1x","serial":3}}`, string(ask.Encode()))
 	back, err := seal.DecodeAsk(ask.Encode())
 	require.NoError(t, err)
 	require.Equal(t, ask, back)
 
 	answer := seal.Answer{Serial: 3, Sealed: []byte{1, 2}}
-	require.Equal(t, `{"version":1,"seal_answer":{"serial":3,"sealed":"AQI="}}`, string(answer.Encode()))
+	require.JSONEq(t, `{"version":1,"seal_answer":{"serial":3,"sealed":"AQI="}}`, string(answer.Encode()))
 	got, err := seal.DecodeAnswer(answer.Encode())
 	require.NoError(t, err)
 	require.Equal(t, answer, got)
-	require.Equal(t, `{"version":1,"seal_answer":{"serial":3,"refusal":"no"}}`, string(ask.Refuse("no").Encode()))
+	require.JSONEq(t, `{"version":1,"seal_answer":{"serial":3,"refusal":"no"}}`, string(ask.Refuse("no").Encode()))
 
 	for _, other := range []string{"", "{}", `{"version":1,"log_size":3}`, `{"version":2}`, string(answer.Encode())} {
 		_, err := seal.DecodeAsk([]byte(other))

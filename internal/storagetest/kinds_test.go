@@ -152,7 +152,7 @@ func envS3(_ testing.TB, _ *relay, right bool) map[string]string {
 func startS3(t testing.TB, r *relay) *server {
 	program, err := storagetest.GoTool(t.Context(), "github.com/versity/versitygw/cmd/versitygw")
 	require.NoError(t, err)
-	dir, err := os.MkdirTemp("", "s3-") // short: a socket is in it
+	dir, err := os.MkdirTemp("", "s3-") //nolint:usetesting // short: a socket is in it
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	for _, d := range []string{"data/staging", "meta"} {
