@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -126,14 +127,33 @@ func (s *server) stopAndWait() {
 	s.requests.Wait()
 }
 
-// restart listens again where stop has stopped.
+// rebindTimeout is how long restart waits for its port: longer than the minute
+// for which Linux keeps that of a connection that was closed (tcp(7), TIME_WAIT).
+const rebindTimeout = 90 * time.Second
+
+// restart listens again where stop has stopped. The system may have given the
+// port to somebody's connection meanwhile, which then has to end first.
 func (s *server) restart() error {
-	l, err := net.Listen("tcp", net.JoinHostPort(s.bind, strconv.Itoa(s.address.port)))
-	if err != nil {
-		return fmt.Errorf("listen again: %w", err)
+	deadline := time.NewTimer(rebindTimeout)
+	defer deadline.Stop()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		l, err := net.Listen("tcp", net.JoinHostPort(s.bind, strconv.Itoa(s.address.port)))
+		if err == nil {
+			s.serve(l)
+			return nil
+		}
+		err = fmt.Errorf("listen again: %w", err)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-deadline.C:
+			return err
+		}
 	}
-	s.serve(l)
-	return nil
 }
 
 // url returns the base URL.

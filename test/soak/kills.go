@@ -37,10 +37,10 @@ type kill struct {
 func startKiller(ctx context.Context, mesos *testmesos.Cluster, seed uint64, every time.Duration) *killer {
 	k := &killer{mesos: mesos, rand: rand.New(rand.NewPCG(seed, 0)), every: every, done: make(chan struct{})}
 	k.kinds = []*kill{
-		{name: "executors", weight: 60, do: k.executor},
-		{name: "scheduler streams", weight: 16, do: k.stream},
-		{name: "agents", weight: 16, do: k.agent},
-		{name: "masters", weight: 8, do: k.master},
+		{name: "executors", weight: 70, do: k.executor},
+		{name: "scheduler streams", weight: 10, do: k.stream},
+		{name: "agents", weight: 14, do: k.agent},
+		{name: "masters", weight: 6, do: k.master},
 	}
 	ctx, k.cancel = context.WithCancel(ctx)
 	go func() {

@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -161,6 +162,7 @@ func startMachine(ctx context.Context, dir string, logger *slog.Logger) (_ *mach
 	}
 	cfg := testmesos.Config{
 		Masters:              2,
+		MasterAddr:           lowAddr(),
 		WorkDir:              filepath.Join(dir, "mesos"),
 		AllocationInterval:   100 * time.Millisecond,
 		StatusUpdateRetryMin: time.Second,
@@ -168,10 +170,23 @@ func startMachine(ctx context.Context, dir string, logger *slog.Logger) (_ *mach
 		Logger:               logger,
 	}
 	for range agents {
-		cfg.Agents = append(cfg.Agents, testmesos.AgentConfig{Resources: "cpus:2;mem:2048;disk:20000"})
+		cfg.Agents = append(cfg.Agents, testmesos.AgentConfig{Addr: lowAddr(), Resources: "cpus:2;mem:2048;disk:20000"})
 	}
 	m.mesos, err = testmesos.Start(cfg)
 	return m, err
+}
+
+// lowAddr is an address that is free, and whose port Linux gives to nobody's
+// connection while its owner is dead (ip(7), ip_local_port_range).
+func lowAddr() string {
+	for range 1000 {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.IntN(20000))))
+		if err == nil {
+			_ = l.Close() // it was not used
+			return l.Addr().String()
+		}
+	}
+	return "127.0.0.1:0"
 }
 
 // stop ends what was started. It may have been stopped in part.
