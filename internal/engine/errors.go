@@ -143,6 +143,11 @@ var parseErrors = regexp.MustCompile(`(?i)dockerfile parse error(?: on)? line (\
 // noTarget is how builders say that there is no stage of the wanted name.
 var noTarget = regexp.MustCompile(`target stage .* (?:could not be found|not found)`)
 
+// vanished is how the classic builder says that an image of its cache was removed
+// while it was about to go on from there, as one is that another build of the same
+// context made and has just pushed (docker image/cache/cache.go).
+var vanished = regexp.MustCompile(`^unable to find image "sha256:[0-9a-f]{64}"$`)
+
 // stepError tells what msg, the words in which a builder gave up, means. step
 // and line are the instruction it was at; "" and 0 if unknown.
 func (j *job) stepError(msg string, cause error, step string, line int) *portainer.BuildError {
@@ -164,6 +169,10 @@ func (j *job) stepError(msg string, cause error, step string, line int) *portain
 	}
 	if code, ok := exitCode(msg); ok {
 		be.Err = fmt.Errorf("exit code %d", code)
+		return be
+	}
+	if vanished.MatchString(cause.Error()) {
+		be.Class = portainer.ClassLost
 		return be
 	}
 	word, _, _ := strings.Cut(step, " ")
