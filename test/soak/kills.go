@@ -16,8 +16,9 @@ import (
 // A killer kills at random, by a seed.
 type killer struct {
 	mesos *testmesos.Cluster
+	slots int // how many executors there are when there is no lack of builds
 	rand  *rand.Rand
-	every time.Duration
+	every time.Duration // between two of its acts, on average
 	kinds []*kill
 
 	cancel context.CancelFunc
@@ -33,14 +34,14 @@ type kill struct {
 	count  int
 }
 
-// startKiller starts a killer; every is the mean time between two of its acts.
-func startKiller(ctx context.Context, mesos *testmesos.Cluster, seed uint64, every time.Duration) *killer {
-	k := &killer{mesos: mesos, rand: rand.New(rand.NewPCG(seed, 0)), every: every, done: make(chan struct{})}
+// startKiller starts a killer.
+func startKiller(ctx context.Context, mesos *testmesos.Cluster, s settings) *killer {
+	k := &killer{mesos: mesos, slots: s.atOnce, rand: rand.New(rand.NewPCG(s.seed, 0)), every: s.every, done: make(chan struct{})}
 	k.kinds = []*kill{
-		{name: "executors", weight: 70, do: k.executor},
-		{name: "scheduler streams", weight: 10, do: k.stream},
-		{name: "agents", weight: 14, do: k.agent},
-		{name: "masters", weight: 6, do: k.master},
+		{name: "executors", weight: 85, do: k.executor},
+		{name: "agents", weight: 10, do: k.agent},
+		{name: "scheduler streams", weight: 3, do: k.stream},
+		{name: "masters", weight: 2, do: k.master},
 	}
 	ctx, k.cancel = context.WithCancel(ctx)
 	go func() {
@@ -117,15 +118,23 @@ func (k *killer) anyAgent() *testmesos.Agent {
 	return all[k.rand.IntN(len(all))]
 }
 
-// executor sends SIGKILL to an executor. Nothing is done if it finds none.
+// executor sends SIGKILL to an executor, whose danger does not grow when there
+// are few: the last builds must end, too.
 func (k *killer) executor(context.Context) (bool, error) {
-	agent := k.anyAgent()
-	running := slices.DeleteFunc(agent.Executors(), func(x testmesos.RunningExecutor) bool { return x.PID == 0 })
-	if len(running) == 0 {
-		return false, nil
+	slot := k.rand.IntN(k.slots)
+	for _, agent := range k.mesos.Agents() {
+		for _, x := range agent.Executors() {
+			if x.PID == 0 {
+				continue
+			}
+			if slot == 0 {
+				// It may have just ended by itself.
+				return agent.KillExecutor(x.ID) == nil, nil
+			}
+			slot--
+		}
 	}
-	// It may have just ended by itself.
-	return agent.KillExecutor(running[k.rand.IntN(len(running))].ID) == nil, nil
+	return false, nil
 }
 
 // agent kills an agent and starts it again a moment later.

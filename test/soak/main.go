@@ -57,12 +57,18 @@ func main() {
 
 func readSettings(env func(string) string) (settings, error) {
 	s := settings{log: env("SOAK_LOG")}
-	var errs [4]error
+	var errs [4]error // all of them are told
 	s.builds, errs[0] = strconv.Atoi(cmp.Or(env("SOAK_BUILDS"), "1000"))
 	s.atOnce, errs[1] = strconv.Atoi(cmp.Or(env("SOAK_AT_ONCE"), "8"))
 	s.every, errs[2] = time.ParseDuration(cmp.Or(env("SOAK_KILL_EVERY"), "700ms"))
 	s.seed, errs[3] = strconv.ParseUint(cmp.Or(env("SOAK_SEED"), strconv.FormatUint(rand.Uint64(), 10)), 10, 64)
-	return s, errors.Join(errs[:]...)
+	if err := errors.Join(errs[:]...); err != nil {
+		return s, err
+	}
+	if s.builds < 1 || s.atOnce < 1 || s.every < 0 {
+		return s, fmt.Errorf("%d builds, %d at once, kills every %v: all of these must be positive", s.builds, s.atOnce, s.every)
+	}
+	return s, nil
 }
 
 func soak(ctx context.Context) (err error) {
@@ -246,7 +252,7 @@ func run(ctx context.Context, s settings, m *machine, logger *slog.Logger) (err 
 	ran := make(chan error, 1)
 	go func() { ran <- framework.Run(runCtx) }()
 
-	kills := startKiller(ctx, m.mesos, s.seed, s.every)
+	kills := startKiller(ctx, m.mesos, s)
 	began := time.Now()
 	t := buildAll(ctx, framework, logs, s, m)
 	took := time.Since(began)

@@ -27,6 +27,9 @@ func TestReadSettings(t *testing.T) {
 		_, err = read()
 		require.ErrorContains(t, err, "many", name)
 	}
+	env = map[string]string{"SOAK_AT_ONCE": "0"}
+	_, err = read()
+	require.ErrorContains(t, err, "0 at once")
 }
 
 // TestLogCheck: the soak sees a log that is wrong.
