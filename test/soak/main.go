@@ -105,7 +105,7 @@ func soak(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.stop()) }()
-	fmt.Printf("seed %d, %d builds, %d at once, on %d agents, something killed every %v\n", s.seed, s.builds, s.atOnce, agents, s.every)
+	fmt.Fprintf(os.Stdout, "seed %d, %d builds, %d at once, on %d agents, something killed every %v\n", s.seed, s.builds, s.atOnce, agents, s.every)
 	return run(ctx, s, m, logger)
 }
 
