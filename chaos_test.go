@@ -17,10 +17,7 @@ import (
 // cluster that loses what Mesos may lose, and checks what must hold whatever
 // happens. The seed in the name of a failed test repeats it.
 func TestLedgerChaos(t *testing.T) {
-	seeds := 60
-	if testing.Short() {
-		seeds = 10
-	}
+	const seeds = 60
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			s := newSim(t, uint64(seed))
