@@ -248,7 +248,7 @@ func (c *checker) takeBack(ctx context.Context, begun *http.Response, authorizat
 	}
 	// Some want a token for deletion, which others would refuse to give.
 	if authorization, err = c.authorize(ctx, resp, "pull,push,delete"); err == nil {
-		_, _ = c.do(ctx, http.MethodDelete, location.String(), authorization)
+		_, _ = c.do(ctx, http.MethodDelete, location.String(), authorization) //nolint:bodyclose // likewise
 	}
 	return nil
 }

@@ -64,7 +64,7 @@ func TestCredentialsOfTheFile(t *testing.T) {
 	requireAuth(t, seal.RegistryAuth{Username: "robot", Password: "pass:word"}, got["registry.example:5000"])
 	requireAuth(t, seal.RegistryAuth{Username: "old", Password: "p"}, got["legacy.example"])
 	requireAuth(t, seal.RegistryAuth{Username: "hub", Password: "h"}, got["docker.io"])
-	require.True(t, got["index.docker.io"] == got["docker.io"])
+	requireAuth(t, got["docker.io"], got["index.docker.io"])
 	require.Equal(t, "refresh-me", got["azure.example"].IdentityToken)
 	require.Equal(t, "bearer-me", got["bearer.example"].RegistryToken)
 }

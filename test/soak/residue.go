@@ -136,7 +136,7 @@ func (m *machine) residue() []string {
 		if err != nil {
 			return append(left, fmt.Sprintf("docker ps: %v", err))
 		}
-		for _, id := range strings.Fields(string(out)) {
+		for id := range strings.FieldsSeq(string(out)) {
 			left = append(left, "container "+id)
 		}
 		return left
