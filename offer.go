@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"fmt"
 	"math"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -401,14 +402,7 @@ func agentURL(o *mesos.Offer, secure bool) string {
 			host = u.Address.GetHostname()
 		}
 	}
-	return fmt.Sprintf("%s://%s", scheme, joinHostPort(host, port))
-}
-
-func joinHostPort(host string, port int32) string {
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return fmt.Sprintf("%s:%d", host, port)
+	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
 // attributeText writes the value of an attribute as an operator wrote it.

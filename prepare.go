@@ -1,6 +1,7 @@
 package portainer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -105,7 +106,7 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	f.fill(&spec.task, req, file.Metadata())
 	spec.image = spec.task.Registry + "/" + spec.task.Repository
 	wanted := Resources{
-		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: or(req.Resources.GPUs, f.cfg.Resources.GPUs),
+		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: cmp.Or(req.Resources.GPUs, f.cfg.Resources.GPUs),
 	}
 	spec.resources = wanted.Add(executorShare)
 	if err := checkNames(&spec.task, req.Dockerfile); err != nil {
@@ -114,7 +115,7 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	if err := checkAmounts(wanted); err != nil {
 		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
 	}
-	from := or(req.From, f.cfg.From)
+	from := cmp.Or(req.From, f.cfg.From)
 	spec.registries = registriesOf(spec.task.Registry, from, file)
 	text, err := file.Render(from)
 	if err != nil {
@@ -156,25 +157,14 @@ func locate(req *Request) error {
 	return nil
 }
 
-// or is the first that is not zero.
-func or[T comparable](values ...T) T {
-	var zero T
-	for _, v := range values {
-		if v != zero {
-			return v
-		}
-	}
-	return zero
-}
-
 // fill writes into task what req asks for, what the Dockerfile says where req is
 // silent, and what the config says where both are.
 func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata) {
 	cfg := &f.cfg
 	*task = wire.Task{
 		Build:      string(req.ID),
-		Registry:   strings.TrimSuffix(or(req.Registry, meta.Registry, cfg.Registry), "/"),
-		Repository: strings.Trim(or(req.Repository, meta.Repository), "/"),
+		Registry:   strings.TrimSuffix(cmp.Or(req.Registry, meta.Registry, cfg.Registry), "/"),
+		Repository: strings.Trim(cmp.Or(req.Repository, meta.Repository), "/"),
 		Tags:       slices.Clone(req.Tags),
 		Name:       req.Dockerfile,
 		Engine:     wire.Engine{Kind: cfg.Engine.Kind, Host: cfg.Engine.Host},
@@ -186,9 +176,9 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		NoCache:    req.NoCache,
 		Pull:       req.Pull,
 		Options:    wire.Options(req.Options),
-		CPUs:       or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
-		MemMB:      or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
-		DiskMB:     or(req.Resources.DiskMB, cfg.Resources.DiskMB),
+		CPUs:       cmp.Or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
+		MemMB:      cmp.Or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
+		DiskMB:     cmp.Or(req.Resources.DiskMB, cfg.Resources.DiskMB),
 	}
 	if len(task.Tags) == 0 {
 		task.Tags = []string{"latest"}

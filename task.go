@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -97,12 +98,7 @@ func executorCommand(uri, command string) *mesos.CommandInfo {
 }
 
 func isArchive(name string) bool {
-	for _, suffix := range archiveSuffixes {
-		if strings.HasSuffix(name, suffix) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(archiveSuffixes, func(suffix string) bool { return strings.HasSuffix(name, suffix) })
 }
 
 // A Container says in what container the docker containerizer of an agent runs
