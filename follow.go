@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/org/portainer/internal/pause"
 	"github.com/org/portainer/internal/schedapi"
 	"github.com/org/portainer/internal/wire"
 )
@@ -254,23 +255,11 @@ func (w *follower) readToEnd(ctx context.Context, size int64) error {
 		case w.offset == size:
 			return nil
 		}
-		if err := sleep(ctx, w.wait); err != nil {
+		if err := pause.For(ctx, w.wait); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// sleep waits for d or until ctx is done.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // run handles the build's notices and log until it is over. The loop ends every

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/pause"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -117,11 +118,11 @@ func (p *permit) keep(ctx context.Context, cancel context.CancelCauseFunc) {
 		}
 		// Half of what is left asleep, then a question; towards the end of the
 		// term the questions come faster, but no faster than askMin.
-		pause := min(left, max(left/2, askMin))
-		if waitFor(ctx, nil, pause) != nil {
+		idle := min(left, max(left/2, askMin))
+		if pause.For(ctx, idle) != nil {
 			return
 		}
-		if waitFor(ctx, p.ask(), min(askMin, left-pause)) != nil {
+		if waitFor(ctx, p.ask(), min(askMin, left-idle)) != nil {
 			return
 		}
 	}

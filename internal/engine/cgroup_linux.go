@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // cgroupRoot is where cgroups are mounted.
@@ -136,7 +138,7 @@ func removeCgroup(ctx context.Context, cgroup string, made []string) error {
 		if busy == nil {
 			break
 		}
-		if !pause(ctx, 10*time.Millisecond) {
+		if pause.For(ctx, 10*time.Millisecond) != nil {
 			return busy
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/pause"
 )
 
 // classic builds j with the daemon's classic builder and returns the image's ID.
@@ -105,7 +106,7 @@ func (d *docker) removeContainer(ctx context.Context, id string) {
 		switch {
 		case cerrdefs.IsNotFound(err) || daemonGone(err):
 			return
-		case err != nil && !cerrdefs.IsConflict(err) || !pause(ctx, 10*time.Millisecond):
+		case err != nil && !cerrdefs.IsConflict(err) || pause.For(ctx, 10*time.Millisecond) != nil:
 			d.cfg.Logger.Warn("remove container of a broken-off step", "container", id, "err", err)
 			return
 		}

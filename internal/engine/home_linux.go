@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // homePrefix begins the names of our short-named directories. What follows it is
@@ -189,7 +191,7 @@ func (h *home) killAll(ctx context.Context) error {
 				return fmt.Errorf("kill process %d: %w", pid, err)
 			}
 		}
-		if !pause(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return withCause(ctx, fmt.Errorf("kill processes %v", pids))
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // marked returns the processes whose environment names the engine with that ID.
@@ -190,7 +192,7 @@ func (d *daemon) ready(ctx context.Context, check func(ctx context.Context) erro
 			return fmt.Errorf("%s exited while it started (%w): %s", d.name, d.exitError(), d.lastWords())
 		default:
 		}
-		if !pause(ctx, 10*time.Millisecond) {
+		if pause.For(ctx, 10*time.Millisecond) != nil {
 			return withCause(ctx, fmt.Errorf("%w: %s", err, d.lastWords()))
 		}
 	}

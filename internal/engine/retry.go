@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/pause"
 )
 
 const (
@@ -135,7 +136,7 @@ func (j *job) persist(ctx context.Context, push func(again bool) error) error {
 			return waitedInVain(err, now.Sub(since))
 		}
 		j.report.info("registry %s: %v; next attempt in %s", j.req.Registry, rootCause(err), wait.Round(100*time.Millisecond))
-		if !pause(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return err
 		}
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"gocloud.dev/gcerrors"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // A client speaks WebHDFS to the namenodes of one cluster.
@@ -90,7 +92,7 @@ func (c *client) retry(ctx context.Context, r request, try func(node *url.URL) e
 			return err
 		}
 		// Not all clients of a namenode that comes back at the same moment.
-		if !sleep(ctx, backoff/2+rand.N(backoff/2)) {
+		if pause.For(ctx, backoff/2+rand.N(backoff/2)) != nil {
 			return contextError(ctx)
 		}
 		backoff = min(2*backoff, lastBackoff)
@@ -104,18 +106,6 @@ func contextError(ctx context.Context) error {
 		return err
 	}
 	return fmt.Errorf("%w: %w", err, cause)
-}
-
-// sleep waits for d, and returns false if ctx is done first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 // send sends one request and returns the answer if it is a success or a redirect.

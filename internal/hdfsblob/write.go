@@ -16,6 +16,8 @@ import (
 
 	"gocloud.dev/blob/driver"
 	"gocloud.dev/gcerrors"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // defaultBuffer is how much of a blob is kept to be sent again.
@@ -225,7 +227,7 @@ func (w *writer) discard(attempts []*attempt) error {
 			if err != nil && !isNotFound(err) {
 				return err
 			}
-			if was || try == 3 || !sleep(ctx, wait) {
+			if was || try == 3 || pause.For(ctx, wait) != nil {
 				break
 			}
 			wait *= 2

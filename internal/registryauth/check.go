@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/org/portainer/internal/pause"
 	"github.com/org/portainer/internal/seal"
 )
 
@@ -35,9 +36,9 @@ const (
 	checkTimeout = 30 * time.Second
 	// cancelTimeout bounds the request that takes the begun upload back.
 	cancelTimeout = 5 * time.Second
-	// tries and pause are for what may be better in a moment.
+	// tries and minPause are for what may be better in a moment.
 	tries    = 3
-	pause    = 300 * time.Millisecond
+	minPause = 300 * time.Millisecond
 	maxPause = 5 * time.Second
 	// maxBody bounds what is read of an answer.
 	maxBody = 64 << 10
@@ -136,11 +137,9 @@ func (c *checker) check(ctx context.Context) error {
 		if !errors.As(err, &again) || try == tries {
 			return err
 		}
-		wait := max(pause<<(try-1), min(again.after, maxPause))
-		select {
-		case <-ctx.Done():
+		wait := max(minPause<<(try-1), min(again.after, maxPause))
+		if pause.For(ctx, wait) != nil {
 			return err
-		case <-time.After(wait):
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
 
 	"github.com/org/portainer/internal/master"
+	"github.com/org/portainer/internal/pause"
 )
 
 // Config says which framework to subscribe, where and how.
@@ -148,7 +149,7 @@ func copyFramework(f *mesos.FrameworkInfo) (*mesos.FrameworkInfo, error) {
 // from the master while handle runs, so it should be quick.
 func (c *Client) Run(ctx context.Context, handle func(Event)) error {
 	defer c.http.CloseIdleConnections()
-	pause := backoff{min: c.cfg.BackoffMin, max: c.cfg.BackoffMax}
+	delay := backoff{min: c.cfg.BackoffMin, max: c.cfg.BackoffMax}
 	for {
 		began := time.Now()
 		err := c.subscribe(ctx, handle)
@@ -163,14 +164,12 @@ func (c *Client) Run(ctx context.Context, handle func(Event)) error {
 		}
 		handle(Event{Disconnected: err})
 		if time.Since(began) > 2*c.cfg.BackoffMax {
-			pause.reset()
+			delay.reset()
 		}
-		wait := pause.next()
+		wait := delay.next()
 		c.log.Warn("not subscribed", "err", err, "retry", wait)
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait):
+		if err := pause.For(ctx, wait); err != nil {
+			return err
 		}
 	}
 }

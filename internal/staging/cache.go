@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // A Cache keeps packs on the disk of an agent, so that contexts which share them
@@ -175,7 +177,7 @@ func (c *Cache) lock(ctx context.Context, name string) (unlock func(), err error
 			}
 		}
 		f.Close()
-		if !locked && !sleep(ctx, lockPoll) {
+		if !locked && pause.For(ctx, lockPoll) != nil {
 			return nil, context.Cause(ctx)
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // How contexts and their removal keep out of each other's way, with no more than
@@ -62,7 +64,7 @@ func (s *Store) acquire(ctx context.Context, digest string) error {
 		if err != nil || !marked {
 			return err
 		}
-		if !sleep(ctx, markPoll) {
+		if pause.For(ctx, markPoll) != nil {
 			return context.Cause(ctx)
 		}
 	}

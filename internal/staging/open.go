@@ -11,6 +11,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 // Errors of staged contexts that no further attempt can mend.
@@ -136,7 +138,7 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 		if attempt >= retries || !retriable(err) {
 			return nil, fmt.Errorf("read staged object %s at byte %d: %w", key, offset+int64(len(data)), err)
 		}
-		if !sleep(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return nil, context.Cause(ctx)
 		}
 		wait *= 2

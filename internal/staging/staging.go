@@ -337,18 +337,6 @@ func (c *contextReader) Read(b []byte) (int, error) {
 	return c.r.Read(b)
 }
 
-// sleep waits for d, and returns false if ctx is done first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
 // retriable reports whether trying again may mend err, an error of the bucket.
 func retriable(err error) bool {
 	switch gcerrors.Code(err) {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/org/portainer/internal/pause"
 )
 
 const (
@@ -214,7 +216,7 @@ func (s *Store) writePack(ctx context.Context, ref packRef, data []byte) error {
 		if ctx.Err() != nil || attempt >= retries || !retriable(err) {
 			return fmt.Errorf("send a part of the context: %w", err)
 		}
-		if !sleep(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return context.Cause(ctx)
 		}
 		wait *= 2
