@@ -1,5 +1,14 @@
 package portainer
 
+import (
+	"errors"
+	"fmt"
+
+	"github.com/org/portainer/internal/ability"
+	"github.com/org/portainer/internal/script"
+	"github.com/org/portainer/internal/wire"
+)
+
 // Options are what few builds ask for. The zero value asks for nothing. No engine
 // can do everything: one that cannot do what is asked for refuses the build and
 // says which can (docs/engines.md has the table).
@@ -38,4 +47,36 @@ type Options struct {
 	SBOM string
 	// Squash makes one layer of all that the Dockerfile adds.
 	Squash bool
+}
+
+// Check tells, in an error that wraps ErrInvalid, what req asks for that none of the
+// builders can do that e may have, and which builders can. Framework.Build does so
+// too, before it sends anything. What an agent alone can know, such as whether its
+// daemon is in experimental mode, shows when the build is there.
+func (e Engine) Check(req Request) error {
+	if err := locate(&req); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	err := able(&wire.Task{
+		Engine:     wire.Engine{Kind: e.Kind, Host: e.Host},
+		Dockerfile: req.Source,
+		Network:    req.Network,
+		AddHosts:   req.AddHosts,
+		Options:    wire.Options(req.Options),
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrInvalid, req.Dockerfile, err)
+	}
+	return nil
+}
+
+// able reports what no builder that task may get can do.
+func able(task *wire.Task) error {
+	if err := errors.Join(ability.CheckRun(task.Network, task.AddHosts), ability.Check(task.Options)); err != nil {
+		return err
+	}
+	asked := ability.Build{Script: script.Read(task.Dockerfile), Options: task.Options}
+	builders, name := ability.Of(task.Engine)
+	_, err := asked.Choose(builders, name)
+	return err
 }

@@ -126,6 +126,9 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 			req.Dockerfile, units.BytesSize(float64(len(text))), units.BytesSize(maxDockerfile))
 	}
 	spec.task.Dockerfile = text
+	if err := able(&spec.task); err != nil {
+		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
+	}
 	if req.Insecure || f.cfg.Insecure {
 		spec.task.Insecure = insecure(spec.task.Registry, from)
 	}

@@ -163,6 +163,37 @@ func TestPrepareRefuses(t *testing.T) {
 	}
 }
 
+// TestPrepareRefusesWhatNoEngineCan checks that it is refused before its context is
+// bundled.
+func TestPrepareRefusesWhatNoEngineCan(t *testing.T) {
+	bundler := BundlerFunc(func(context.Context, Request, io.Writer) error { return errors.New("bundled") })
+	f, dir, _ := stagingFramework(t, bundler)
+	for _, tt := range []struct {
+		engine  Engine
+		options Options
+		want    string
+	}{
+		{Engine{Kind: "buildkitd"}, Options{Squash: true}, "engine buildkitd cannot do this: squash (a daemon in experimental mode); these can: docker: classic builder"},
+		{Engine{Kind: "dockerd"}, Options{SBOM: "default"}, "engine dockerd cannot do this: sbom; these can: buildkitd"},
+		{Engine{Host: "unix:///d"}, Options{Provenance: "min"}, "the docker daemon at unix:///d cannot do this: provenance"},
+		{Engine{}, Options{Squash: true, Provenance: "min"}, "no engine can do all that is asked for"},
+		{Engine{}, Options{CacheTo: []string{"type=local,dest=/x"}}, "its type must be"},
+	} {
+		f.cfg.Engine = tt.engine
+		req := Request{Repository: "app", Dir: dir, Options: tt.options}
+		_, err := f.prepare(t.Context(), req)
+		require.ErrorIs(t, err, ErrInvalid)
+		require.ErrorContains(t, err, tt.want)
+		checked := tt.engine.Check(req)
+		require.ErrorIs(t, checked, ErrInvalid)
+		require.ErrorContains(t, checked, tt.want)
+	}
+	_, err := f.cfg.Staging.List(nil).Next(t.Context())
+	require.ErrorIs(t, err, io.EOF)
+	require.NoError(t, Engine{}.Check(Request{Dir: dir, Options: Options{Provenance: "min"}}))
+	require.ErrorIs(t, Engine{}.Check(Request{}), ErrInvalid)
+}
+
 // TestPrepareChoosesIDs checks that builds without an id get one each.
 func TestPrepareChoosesIDs(t *testing.T) {
 	f := newTestFramework(t, nil)

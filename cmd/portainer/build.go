@@ -160,6 +160,10 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	if err != nil {
 		return nil, err
 	}
+	engine, err := b.engineConfig()
+	if err != nil {
+		return nil, err
+	}
 	var constraints []portainer.Constraint
 	for _, text := range b.constraints {
 		c, err := portainer.ParseConstraint(text)
@@ -179,6 +183,10 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 			continue
 		}
 		req.Args, req.Labels, req.Constraints, req.Options, req.Secrets = args, labels, constraints, options, secrets
+		if err := engine.Check(req); err != nil {
+			problems = append(problems, err)
+			continue
+		}
 		name := req.Registry + "/" + req.Repository
 		if other, twice := taken[name]; twice {
 			problems = append(problems, usagef("%s and %s would both be pushed to %s: give them different repositories", other, file, name))

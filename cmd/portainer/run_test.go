@@ -143,6 +143,33 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// TestNoEngineCan: what no engine that may get a build can do is told before
+// anything is started or staged, with the option and the engine that can.
+func TestNoEngineCan(t *testing.T) {
+	dir, staging := t.TempDir(), t.TempDir()
+	file := filepath.Join(dir, "Dockerfile")
+	require.NoError(t, os.WriteFile(file, []byte("# portainer: repository=team/app\nFROM scratch\nCOPY Dockerfile /\n"), 0o644))
+	for _, tt := range []struct{ args, want []string }{
+		{[]string{"--engine", "buildkitd", "--squash"}, []string{file, "engine buildkitd", "squash", "docker: classic builder"}},
+		{[]string{"--engine", "dockerd", "--provenance", "max"}, []string{file, "engine dockerd", "provenance", "buildkitd"}},
+		{[]string{"--docker-host", "unix:///none", "--annotation", "a=b"}, []string{file, "unix:///none", "annotation", "buildkitd"}},
+		{[]string{"--squash", "--sbom", "default"}, []string{file, "no engine can do all"}},
+		{[]string{"--compression", "xz"}, []string{file, "compression", "xz"}},
+		{[]string{"--network", "bridge"}, []string{file, "network", "bridge"}},
+	} {
+		args := append([]string{"build", "--to", "r.example", "--staging-uri", staging}, tt.args...)
+		got := portainerWith(t, nil, append(args, file)...)
+		require.Equal(t, exitUsage, got.code, got.stderr)
+		require.Empty(t, got.stdout)
+		for _, part := range tt.want {
+			require.Contains(t, got.stderr, part)
+		}
+		left, err := os.ReadDir(staging)
+		require.NoError(t, err)
+		require.Empty(t, left)
+	}
+}
+
 func TestGlobalFlagsBeforeAndAfterTheCommand(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "Dockerfile")
 	require.NoError(t, os.WriteFile(file, []byte("# portainer: repository=a\nFROM scratch\nLABEL a=b\n"), 0o644))

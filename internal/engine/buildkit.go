@@ -11,6 +11,7 @@ import (
 	bk "github.com/moby/buildkit/client"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
 )
 
 // A buildKit is a BuildKit daemon, given or of our own. It pushes by itself.
@@ -67,7 +68,7 @@ func (b *buildKit) guard() guard { return b.guards }
 
 // build implements backend.
 func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
-	if _, err := j.choose([]builder{standalone}, b.name()); err != nil {
+	if _, err := j.choose([]ability.Builder{ability.Standalone}, b.name()); err != nil {
 		return "", "", err
 	}
 	export := bk.ExportEntry{Type: bk.ExporterImage, Attrs: map[string]string{

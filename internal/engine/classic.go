@@ -16,6 +16,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/pause"
+	"github.com/org/portainer/internal/script"
 )
 
 // classic builds j with the daemon's classic builder and returns the image's ID.
@@ -216,8 +217,8 @@ func (l *classicLog) stream(text string) {
 		l.text = strings.Join(strings.Fields(m[3]), " ")
 		name := l.text
 		l.line = 0
-		if line, ok := l.j.script.step(number(m[1])); ok {
-			l.line, name = line, l.j.script.textAt(line)
+		if line, ok := l.j.script.Step(script.Number(m[1])); ok {
+			l.line, name = line, l.j.script.TextAt(line)
 			l.text = name
 		}
 		l.cur = l.j.report.begin(fmt.Sprintf("[%s/%s] %s", m[1], m[2], name), l.line, time.Time{})

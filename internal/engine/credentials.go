@@ -12,6 +12,8 @@ import (
 	"github.com/moby/buildkit/session/auth"
 	"github.com/moby/buildkit/session/secrets"
 	"google.golang.org/grpc"
+
+	"github.com/org/portainer/internal/script"
 )
 
 // A RegistryAuth is what a registry, or the token server it names, wants to see.
@@ -76,7 +78,7 @@ func (j *job) dockerAuths(ctx context.Context) (map[string]registry.AuthConfig, 
 	if j.cfg.Auth == nil {
 		return auths, nil
 	}
-	for _, host := range j.script.registries(j.req.Args) {
+	for _, host := range baseRegistries(j.script, j.req.Args) {
 		a, err := j.cfg.dockerAuth(ctx, host)
 		if err != nil {
 			return nil, err
@@ -92,9 +94,9 @@ func (j *job) dockerAuths(ctx context.Context) (map[string]registry.AuthConfig, 
 	return auths, nil
 }
 
-// registries returns the registries of the images that a Dockerfile starts from
+// baseRegistries returns the registries of the images that a Dockerfile starts from
 // or copies from, each once.
-func (s *script) registries(args map[string]string) []string {
+func baseRegistries(s *script.Script, args map[string]string) []string {
 	vars := map[string]string{}
 	var hosts []string
 	seen := map[string]bool{}
@@ -108,26 +110,26 @@ func (s *script) registries(args map[string]string) []string {
 			hosts = append(hosts, host)
 		}
 	}
-	for _, st := range s.stages {
-		if !st.based {
+	for _, st := range s.Stages {
+		if !st.Based {
 			continue
 		}
 		// Only an ARG before the first FROM counts in a FROM.
-		for _, in := range s.instructions[:s.stages[0].first] {
-			name, value, _ := strings.Cut(strings.TrimSpace(in.text[len(in.word):]), "=")
+		for _, in := range s.Instructions[:s.Stages[0].First] {
+			name, value, _ := strings.Cut(strings.TrimSpace(in.Text[len(in.Word):]), "=")
 			if v, ok := args[name]; ok {
 				value = v
 			}
 			vars[name] = strings.Trim(value, `"'`)
 		}
-		add(st.base)
+		add(st.Base)
 	}
-	for _, in := range s.instructions {
-		if in.word != "COPY" {
+	for _, in := range s.Instructions {
+		if in.Word != "COPY" {
 			continue
 		}
-		for _, word := range strings.Fields(in.text)[1:] {
-			if from, ok := strings.CutPrefix(word, "--from="); ok && s.stage(from) < 0 && number(from) < 0 {
+		for _, word := range strings.Fields(in.Text)[1:] {
+			if from, ok := strings.CutPrefix(word, "--from="); ok && s.Stage(from) < 0 && script.Number(from) < 0 {
 				add(from)
 			}
 		}

@@ -14,6 +14,8 @@ import (
 	bk "github.com/moby/buildkit/client"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
+	"github.com/org/portainer/internal/script"
 )
 
 // Every call of the daemon's API that must not hang is bounded by callTimeout.
@@ -78,7 +80,7 @@ func (d *docker) probe(ctx context.Context) error {
 	}
 	d.version = v.Version
 	major, _, _ := strings.Cut(v.Version, ".")
-	d.major = number(major)
+	d.major = script.Number(major)
 
 	_, err = d.cli.NetworkInspect(ctx, "bridge", network.InspectOptions{})
 	switch {
@@ -144,12 +146,12 @@ func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err
 		return "", "", err
 	}
 	var image string
-	if b == classicBuilder {
+	if b == ability.Classic {
 		builtBy = d.called("classic")
 		image, err = d.classic(ctx, j)
 	} else {
 		builtBy = d.called("buildkit")
-		if b == oldBuildKit {
+		if b == ability.OldBuildKit {
 			j.report.info("built by BuildKit because the classic builder cannot do it; this daemon's BuildKit drops output beyond 200 KiB a second")
 		}
 		image, err = d.solve(ctx, j)
@@ -162,14 +164,14 @@ func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err
 }
 
 // builders returns what the daemon builds with, the preferred first.
-func (d *docker) builders() []builder {
+func (d *docker) builders() []ability.Builder {
 	switch {
 	case d.bk == nil:
-		return []builder{classicBuilder}
+		return []ability.Builder{ability.Classic}
 	case d.major < losslessSince:
-		return []builder{classicBuilder, oldBuildKit}
+		return []ability.Builder{ability.Classic, ability.OldBuildKit}
 	}
-	return []builder{dockerBuildKit, classicBuilder}
+	return []ability.Builder{ability.DockerBuildKit, ability.Classic}
 }
 
 // solve builds j with the daemon's BuildKit and returns the image's ID.

@@ -13,6 +13,8 @@ import (
 	"regexp"
 	"slices"
 	"time"
+
+	"github.com/org/portainer/internal/script"
 )
 
 // startDockerd starts a dockerd that is ours alone.
@@ -146,5 +148,5 @@ func dockerdMajor(ctx context.Context, program string) (int, error) {
 	if m == nil {
 		return 0, fmt.Errorf("%s --version prints %q, which tells no version", program, out)
 	}
-	return number(string(m[1])), nil
+	return script.Number(string(m[1])), nil
 }

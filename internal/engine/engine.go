@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
+	"github.com/org/portainer/internal/script"
+	"github.com/org/portainer/internal/wire"
 )
 
 // The kinds of engines.
@@ -237,11 +240,11 @@ func (e *Engine) Close(ctx context.Context) error {
 type job struct {
 	cfg    Config
 	req    portainer.Request
-	image  string   // "<registry>/<repository>"
-	refs   []string // "<registry>/<repository>:<tag>", at least one
-	file   string   // what messages call the Dockerfile
-	source []byte   // its text
-	script *script  // what it says
+	image  string         // "<registry>/<repository>"
+	refs   []string       // "<registry>/<repository>:<tag>", at least one
+	file   string         // what messages call the Dockerfile
+	source []byte         // its text
+	script *script.Script // what it says
 	report *reporter
 	probe  *probe // of the registry that is pushed to
 }
@@ -260,12 +263,7 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 	for _, tag := range tags {
 		j.refs = append(j.refs, j.image+":"+tag)
 	}
-	switch req.Network {
-	case "", "default", "none", "host":
-	default:
-		return nil, j.error(ctx, invalid(fmt.Errorf("unknown network %q: it must be default, none or host", req.Network)))
-	}
-	if err := checkOptions(req.Options); err != nil {
+	if err := errors.Join(ability.CheckRun(req.Network, req.AddHosts), ability.Check(wire.Options(req.Options))); err != nil {
 		return nil, j.error(ctx, invalid(err))
 	}
 	if j.file == "" {
@@ -281,7 +279,18 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 			return nil, j.error(ctx, &portainer.BuildError{Phase: portainer.PhaseRead, Class: portainer.ClassInvalid, Err: err})
 		}
 	}
-	j.script = readScript(j.source)
+	j.script = script.Read(j.source)
 	j.report = newReporter(ctx, cfg.Logs)
 	return j, nil
+}
+
+// choose returns the first of those builders that can do everything that j asks
+// for.
+func (j *job) choose(from []ability.Builder, engine string) (ability.Builder, error) {
+	asked := ability.Build{Script: j.script, Options: wire.Options(j.req.Options)}
+	b, err := asked.Choose(from, engine)
+	if err != nil {
+		return 0, invalid(err)
+	}
+	return b, nil
 }

@@ -66,7 +66,7 @@ func (j *job) error(ctx context.Context, err error) error {
 		out.Step, out.Line = "", 0
 	}
 	if out.Line > 0 && out.Step == "" {
-		out.Step = j.script.textAt(out.Line)
+		out.Step = j.script.TextAt(out.Line)
 	}
 	return &out
 }

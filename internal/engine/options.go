@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"encoding/csv"
 	"fmt"
 	"strconv"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	bk "github.com/moby/buildkit/client"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
 )
 
 // solveOptions adds what Options ask for to a solve. again is that of solve.
@@ -46,31 +46,35 @@ func (j *job) solveOptions(opt *bk.SolveOpt, again bool) error {
 		attrs["attest:sbom"] = "generator=" + o.SBOM
 	}
 	for _, s := range o.CacheFrom {
-		place, err := cachePlace(s)
+		place, err := j.cachePlace(s)
 		if err != nil {
 			return err
 		}
-		j.insecureCache(place)
 		opt.CacheImports = append(opt.CacheImports, place)
 	}
 	for _, s := range o.CacheTo {
-		place, err := cachePlace(s)
+		place, err := j.cachePlace(s)
 		if err != nil {
 			return err
 		}
-		j.insecureCache(place)
 		opt.CacheExports = append(opt.CacheExports, place)
 	}
 	return nil
 }
 
-// insecureCache lets a place of cache in an insecure registry be used.
-func (j *job) insecureCache(place bk.CacheOptionsEntry) {
+// cachePlace reads where a cache comes from or goes to. That may be an insecure
+// registry.
+func (j *job) cachePlace(s string) (bk.CacheOptionsEntry, error) {
+	place, err := ability.ParseCache(s)
+	if err != nil {
+		return bk.CacheOptionsEntry{}, err
+	}
 	for _, r := range j.cfg.Insecure {
 		if place.Type == "registry" && registryOf(place.Attrs["ref"]) == r {
 			place.Attrs["registry.insecure"] = "true"
 		}
 	}
+	return bk.CacheOptionsEntry(place), nil
 }
 
 // exportOptions returns the attributes of an exporter of images that Options ask
@@ -95,39 +99,6 @@ func exportOptions(o portainer.Options, attrs map[string]string) {
 	if o.SourceDateEpoch != "" {
 		attrs["rewrite-timestamp"] = "true"
 	}
-}
-
-// cachePlace reads where a cache comes from or goes to.
-func cachePlace(s string) (bk.CacheOptionsEntry, error) {
-	if s == "inline" {
-		return bk.CacheOptionsEntry{Type: s, Attrs: map[string]string{}}, nil
-	}
-	if !isAttributes(s) {
-		return bk.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": s}}, nil
-	}
-	fields, err := csv.NewReader(strings.NewReader(s)).Read()
-	if err != nil {
-		return bk.CacheOptionsEntry{}, fmt.Errorf("cache %q: %w", s, err)
-	}
-	place := bk.CacheOptionsEntry{Attrs: map[string]string{}}
-	for _, f := range fields {
-		k, v, ok := strings.Cut(f, "=")
-		if !ok {
-			return bk.CacheOptionsEntry{}, fmt.Errorf("cache %q: %q is no attribute: it must be name=value", s, f)
-		}
-		if k == "type" {
-			place.Type = v
-		} else {
-			place.Attrs[k] = v
-		}
-	}
-	// An engine that does not know a type says so only after seconds, and a
-	// local one would be on an agent where nobody looks.
-	switch place.Type {
-	case "registry", "inline", "s3", "azblob", "gha":
-		return place, nil
-	}
-	return bk.CacheOptionsEntry{}, fmt.Errorf("cache %q: its type must be registry, inline, s3, azblob or gha", s)
 }
 
 // classicOptions adds what Options ask for to a build by the classic builder.

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/script"
 )
 
 // The end of a step's output may come with the news that the step has ended, or
@@ -25,7 +26,7 @@ func TestProgressKeepsLinesWhole(t *testing.T) {
 		}
 	})
 	p := &progress{
-		j:     &job{script: readScript([]byte("FROM scratch\nRUN x\n")), report: newReporter(t.Context(), sink)},
+		j:     &job{script: script.Read([]byte("FROM scratch\nRUN x\n")), report: newReporter(t.Context(), sink)},
 		steps: map[string]*step{},
 	}
 	now := time.Now()
@@ -56,7 +57,7 @@ func TestProgressTellsUnendedLine(t *testing.T) {
 			var events []portainer.EventKind
 			sink := portainer.LogSinkFunc(func(_ context.Context, ev portainer.Event) { events = append(events, ev.Kind) })
 			p := &progress{
-				j:     &job{script: readScript([]byte("FROM scratch\nRUN x\n")), report: newReporter(t.Context(), sink)},
+				j:     &job{script: script.Read([]byte("FROM scratch\nRUN x\n")), report: newReporter(t.Context(), sink)},
 				steps: map[string]*step{},
 			}
 			now := time.Now()

@@ -59,7 +59,7 @@ func newProbe(ctx context.Context, j *job) *probe {
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	p.seen = slices.Contains(j.script.registries(j.req.Args), j.req.Registry)
+	p.seen = slices.Contains(baseRegistries(j.script, j.req.Args), j.req.Registry)
 	p.asking.Go(func() { p.ask(ctx) })
 	return p
 }

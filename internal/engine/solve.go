@@ -156,7 +156,7 @@ func (p *progress) update(s *bk.SolveStatus) {
 		id := v.Digest.String()
 		st := p.steps[id]
 		if st == nil && v.Started != nil && (!p.exportOnly || strings.HasPrefix(v.Name, "exporting ")) {
-			st = p.j.report.begin(v.Name, p.j.script.lineOf(v.Name), *v.Started)
+			st = p.j.report.begin(v.Name, p.j.script.LineOf(v.Name), *v.Started)
 			st.mayClip = true
 			p.steps[id] = st
 		}
@@ -229,13 +229,13 @@ func (p *progress) error(err error) error {
 		return failure(portainer.PhaseBuild, portainer.ClassLost, fmt.Errorf("the BuildKit daemon broke off: %w", err))
 	}
 	if p.failed != nil {
-		line = p.j.script.lineOf(p.failed.Name)
+		line = p.j.script.LineOf(p.failed.Name)
 		text = p.failed.Name
 		if _, rest, ok := strings.Cut(text, "] "); ok {
 			text = rest
 		}
 		if base, ok := strings.CutPrefix(p.failed.Name, "[internal] load metadata for "); ok {
-			text, line = "FROM "+base, p.j.script.lineOfBase(base)
+			text, line = "FROM "+base, p.j.script.LineOfBase(base)
 		}
 	}
 	for _, s := range solverrors.Sources(err) {
@@ -245,7 +245,7 @@ func (p *progress) error(err error) error {
 		}
 	}
 	if line > 0 {
-		text = p.j.script.textAt(line)
+		text = p.j.script.TextAt(line)
 	}
 	return p.j.stepError(msg, err, text, line)
 }

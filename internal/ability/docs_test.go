@@ -1,4 +1,4 @@
-package engine
+package ability_test
 
 import (
 	"bytes"
@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/org/portainer/internal/ability"
 )
 
 var update = flag.Bool("update", false, "write the table of docs/engines.md")
@@ -18,14 +20,14 @@ var update = flag.Bool("update", false, "write the table of docs/engines.md")
 func TestTableOfDocs(t *testing.T) {
 	var table strings.Builder
 	table.WriteString("| |")
-	for b := range builders {
+	for b := range ability.Builders {
 		fmt.Fprintf(&table, " %s |", b)
 	}
-	table.WriteString("\n|---|" + strings.Repeat("---|", int(builders)) + "\n")
-	for _, a := range abilities {
-		fmt.Fprintf(&table, "| %s |", a.name)
-		for b := range builders {
-			if slices.Contains(a.by, b) {
+	table.WriteString("\n|---|" + strings.Repeat("---|", int(ability.Builders)) + "\n")
+	for _, a := range ability.Table {
+		fmt.Fprintf(&table, "| %s |", a.Name)
+		for b := range ability.Builders {
+			if slices.Contains(a.By, b) {
 				table.WriteString(" yes |")
 			} else {
 				table.WriteString(" – |")
@@ -45,5 +47,5 @@ func TestTableOfDocs(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, slices.Concat(head, []byte(begin), []byte(table.String()), []byte(end), tail), 0o644))
 		return
 	}
-	require.Equal(t, table.String(), string(old), "go test ./internal/engine -run TestTableOfDocs -update writes it")
+	require.Equal(t, table.String(), string(old), "go test ./internal/ability -run TestTableOfDocs -update writes it")
 }

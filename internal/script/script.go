@@ -1,4 +1,6 @@
-package engine
+// Package script reads of a Dockerfile what running it takes: which instruction
+// stands where, and which builders can run it.
+package script
 
 import (
 	"bytes"
@@ -7,30 +9,30 @@ import (
 	"strings"
 )
 
-// A script is what an engine must know of a Dockerfile: which instruction stands
+// A Script is what an engine must know of a Dockerfile: which instruction stands
 // where, and whether the classic builder can run it. It is no parser: the
 // builder reads the Dockerfile itself and complains about what is wrong in it.
-type script struct {
-	instructions []instruction
-	stages       []stage
-	// buildKit says what of the Dockerfile only BuildKit understands, newer what
+type Script struct {
+	Instructions []Instruction
+	Stages       []Stage
+	// BuildKit says what of the Dockerfile only BuildKit understands, Newer what
 	// only BuildKit since Docker 23 does; "" if nothing does.
-	buildKit, newer string
+	BuildKit, Newer string
 }
 
-// An instruction is one instruction of a Dockerfile.
-type instruction struct {
-	line int    // from 1
-	word string // upper case
-	text string // in one line, blanks between words as one space
+// An Instruction is one instruction of a Dockerfile.
+type Instruction struct {
+	Line int    // from 1
+	Word string // upper case
+	Text string // in one line, blanks between words as one space
 }
 
-// A stage is a FROM and what follows it.
-type stage struct {
-	name  string // of AS, lower case; "" if it has none
-	first int    // index of its FROM
-	base  string // what it starts from, as written
-	based bool   // which is an image: neither scratch nor another stage
+// A Stage is a FROM and what follows it.
+type Stage struct {
+	Name  string // of AS, lower case; "" if it has none
+	First int    // index of its FROM
+	Base  string // what it starts from, as written
+	Based bool   // which is an image: neither scratch nor another stage
 }
 
 var (
@@ -41,9 +43,9 @@ var (
 	platformArg     = regexp.MustCompile(`^ARG\s+((?:TARGET|BUILD)(?:PLATFORM|OS|ARCH|VARIANT))\b`)
 )
 
-// readScript reads the instructions of a Dockerfile.
-func readScript(source []byte) *script {
-	s := &script{}
+// Read reads the instructions of a Dockerfile.
+func Read(source []byte) *Script {
+	s := &Script{}
 	lines := bytes.Split(bytes.TrimPrefix(source, []byte("\xef\xbb\xbf")), []byte{'\n'})
 	escape := byte('\\')
 	directives := true
@@ -87,10 +89,10 @@ func readScript(source []byte) *script {
 		if len(words) == 0 {
 			continue
 		}
-		in := instruction{line: at, word: strings.ToUpper(words[0]), text: strings.Join(words, " ")}
-		switch in.word {
+		in := Instruction{Line: at, Word: strings.ToUpper(words[0]), Text: strings.Join(words, " ")}
+		switch in.Word {
 		case "RUN", "COPY", "ADD":
-			for _, m := range heredoc.FindAllStringSubmatch(in.text, -1) {
+			for _, m := range heredoc.FindAllStringSubmatch(in.Text, -1) {
 				end := i + 1
 				for end < len(lines) && heredocEnd(lines[end], m[1] != "") != m[3] {
 					end++
@@ -117,52 +119,52 @@ func heredocEnd(line []byte, tabs bool) string {
 }
 
 // needs notes that only BuildKit understands what.
-func (s *script) needs(what string) {
-	if s.buildKit == "" {
-		s.buildKit = what
+func (s *Script) needs(what string) {
+	if s.BuildKit == "" {
+		s.BuildKit = what
 	}
 }
 
 // needsNewer notes that only BuildKit since Docker 23 understands what.
-func (s *script) needsNewer(what string) {
-	if s.newer == "" {
-		s.newer = what
+func (s *Script) needsNewer(what string) {
+	if s.Newer == "" {
+		s.Newer = what
 	}
 }
 
 // add appends an instruction.
-func (s *script) add(in instruction) {
-	if m := newFlags.FindStringSubmatch(in.text); m != nil {
-		s.needs(in.word + " " + m[1] + m[2])
+func (s *Script) add(in Instruction) {
+	if m := newFlags.FindStringSubmatch(in.Text); m != nil {
+		s.needs(in.Word + " " + m[1] + m[2])
 		if m[2] != "" && m[2] != "--chmod" {
-			s.needsNewer(in.word + " " + m[2])
+			s.needsNewer(in.Word + " " + m[2])
 		}
 	}
-	if m := platformArg.FindStringSubmatch(in.word + strings.TrimPrefix(in.text, strings.Fields(in.text)[0])); m != nil {
+	if m := platformArg.FindStringSubmatch(in.Word + strings.TrimPrefix(in.Text, strings.Fields(in.Text)[0])); m != nil {
 		s.needs("ARG " + m[1])
 	}
-	if in.word == "FROM" {
-		st := stage{first: len(s.instructions)}
-		words := strings.Fields(in.text)[1:]
+	if in.Word == "FROM" {
+		st := Stage{First: len(s.Instructions)}
+		words := strings.Fields(in.Text)[1:]
 		for len(words) > 0 && strings.HasPrefix(words[0], "--") {
 			words = words[1:]
 		}
 		if len(words) > 0 {
-			st.base = words[0]
-			st.based = st.base != "scratch" && s.stage(st.base) < 0
+			st.Base = words[0]
+			st.Based = st.Base != "scratch" && s.Stage(st.Base) < 0
 		}
 		if len(words) == 3 && strings.EqualFold(words[1], "as") {
-			st.name = strings.ToLower(words[2])
+			st.Name = strings.ToLower(words[2])
 		}
-		s.stages = append(s.stages, st)
+		s.Stages = append(s.Stages, st)
 	}
-	s.instructions = append(s.instructions, in)
+	s.Instructions = append(s.Instructions, in)
 }
 
-// stage returns the index of the stage of that name, or -1.
-func (s *script) stage(name string) int {
-	for i, st := range slices.Backward(s.stages) {
-		if st.name != "" && strings.EqualFold(st.name, name) {
+// Stage returns the index of the stage of that name, or -1.
+func (s *Script) Stage(name string) int {
+	for i, st := range slices.Backward(s.Stages) {
+		if st.Name != "" && strings.EqualFold(st.Name, name) {
 			return i
 		}
 	}
@@ -172,15 +174,15 @@ func (s *script) stage(name string) int {
 // maxText bounds an instruction's text in messages.
 const maxText = 240
 
-// textAt returns the instruction that covers a line, cut to a length that fits
+// TextAt returns the instruction that covers a line, cut to a length that fits
 // a message.
-func (s *script) textAt(line int) string {
+func (s *Script) TextAt(line int) string {
 	text := ""
-	for _, in := range s.instructions {
-		if in.line > line {
+	for _, in := range s.Instructions {
+		if in.Line > line {
 			break
 		}
-		text = in.text
+		text = in.Text
 	}
 	if len(text) > maxText {
 		text = strings.ToValidUTF8(text[:maxText], "") + "…"
@@ -188,50 +190,50 @@ func (s *script) textAt(line int) string {
 	return text
 }
 
-// step returns the i-th instruction, counted from 1 as the classic builder
+// Step returns the i-th instruction, counted from 1 as the classic builder
 // counts its steps, and its line. Steps of the builder's own have none.
-func (s *script) step(i int) (line int, ok bool) {
-	if i < 1 || i > len(s.instructions) {
+func (s *Script) Step(i int) (line int, ok bool) {
+	if i < 1 || i > len(s.Instructions) {
 		return 0, false
 	}
-	return s.instructions[i-1].line, true
+	return s.Instructions[i-1].Line, true
 }
 
 // vertex is the name BuildKit gives to a step, such as "[build 2/3] RUN make" or
 // "[linux/amd64 2/3] RUN make".
 var vertex = regexp.MustCompile(`^\[(?:([^\]]*?)\s+)?(\d+)/(\d+)\] (\S+)`)
 
-// lineOf returns the line of the instruction that BuildKit gave that name to; 0
+// LineOf returns the line of the instruction that BuildKit gave that name to; 0
 // if it is none of the Dockerfile's.
-func (s *script) lineOf(name string) int {
+func (s *Script) LineOf(name string) int {
 	m := vertex.FindStringSubmatch(name)
-	if m == nil || len(s.stages) == 0 {
+	if m == nil || len(s.Stages) == 0 {
 		return 0
 	}
 	at := 0
 	words := strings.Fields(m[1])
 	if n := len(words); n > 0 && !strings.Contains(words[n-1], "/") {
-		at = s.stage(words[n-1])
+		at = s.Stage(words[n-1])
 		if unnamed, ok := strings.CutPrefix(words[n-1], "stage-"); at < 0 && ok {
-			at = number(unnamed)
+			at = Number(unnamed)
 		}
-	} else if len(s.stages) > 1 {
+	} else if len(s.Stages) > 1 {
 		return 0
 	}
-	if at < 0 || at >= len(s.stages) {
+	if at < 0 || at >= len(s.Stages) {
 		return 0
 	}
-	st := s.stages[at]
-	end := len(s.instructions)
-	if at+1 < len(s.stages) {
-		end = s.stages[at+1].first
+	st := s.Stages[at]
+	end := len(s.Instructions)
+	if at+1 < len(s.Stages) {
+		end = s.Stages[at+1].First
 	}
 	// BuildKit numbers what makes a layer: the base image and these four.
-	nth := number(m[2])
-	for _, in := range s.instructions[st.first:end] {
-		switch in.word {
+	nth := Number(m[2])
+	for _, in := range s.Instructions[st.First:end] {
+		switch in.Word {
 		case "FROM":
-			if !st.based {
+			if !st.Based {
 				continue
 			}
 		case "RUN", "COPY", "ADD", "WORKDIR":
@@ -239,8 +241,8 @@ func (s *script) lineOf(name string) int {
 			continue
 		}
 		if nth--; nth == 0 {
-			if strings.EqualFold(in.word, m[4]) {
-				return in.line
+			if strings.EqualFold(in.Word, m[4]) {
+				return in.Line
 			}
 			return 0
 		}
@@ -248,16 +250,16 @@ func (s *script) lineOf(name string) int {
 	return 0
 }
 
-// lineOfBase returns the line of the first FROM of an image that BuildKit calls
+// LineOfBase returns the line of the first FROM of an image that BuildKit calls
 // ref, in full; 0 if it cannot be told.
-func (s *script) lineOfBase(ref string) int {
+func (s *Script) LineOfBase(ref string) int {
 	line, images := 0, 0
-	for _, st := range s.stages {
-		if !st.based {
+	for _, st := range s.Stages {
+		if !st.Based {
 			continue
 		}
-		line = s.instructions[st.first].line
-		if images++; fullName(st.base) == fullName(ref) {
+		line = s.Instructions[st.First].Line
+		if images++; fullName(st.Base) == fullName(ref) {
 			return line
 		}
 	}
@@ -274,8 +276,8 @@ func fullName(ref string) string {
 	return strings.TrimSuffix(ref, ":latest")
 }
 
-// number reads a small decimal number; -1 if s is none.
-func number(s string) int {
+// Number reads a small decimal number; -1 if s is none.
+func Number(s string) int {
 	n := 0
 	for _, c := range s {
 		if c < '0' || c > '9' || n > 1<<20 {
