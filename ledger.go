@@ -145,6 +145,8 @@ type attempt struct {
 	sealKey   string // the public key of its executor, once it asked for secrets
 	withheld  bool   // it was told that another attempt may still push
 
+	maintenance time.Time // when its agent is to go down, as far as that is planned
+
 	unreachable   time.Time // since when; zero if it is reachable
 	ended         time.Time // when the master said it has ended, though the update itself has not come
 	nextReconcile time.Time
@@ -167,6 +169,11 @@ type (
 		offer    OfferID
 		attempts []*attempt
 		refuse   time.Duration
+	}
+	// actYield agrees that agents may go down.
+	actYield struct {
+		offers []OfferID
+		refuse time.Duration
 	}
 	actKill struct {
 		task  string

@@ -195,7 +195,7 @@ func (s *story) command(line string) error {
 	commands := map[string]func(*args) error{
 		"config": s.config, "submit": s.submit, "offer": s.offer, "placements": s.placements, "update": s.update, "outcome": s.outcome,
 		"tick": s.tick, "wait": s.wait, "subscribe": s.subscribe, "disconnect": s.disconnect, "cancel": s.cancel, "drain": s.drain,
-		"removed": s.removed, "forsake": s.forsake, "restart": s.restart, "ask": s.ask,
+		"removed": s.removed, "forsake": s.forsake, "restart": s.restart, "ask": s.ask, "inverse": s.inverse,
 	}
 	do := commands[name]
 	if do == nil {
@@ -331,6 +331,17 @@ func (s *story) ask(a *args) error {
 	return nil
 }
 
+// inverse <offer> agent=… [in=1h]: the agent goes down for maintenance so much later.
+func (s *story) inverse(a *args) error {
+	if err := a.want(1); err != nil {
+		return err
+	}
+	s.ledger.inverseOffers(s.now, []inverseOffer{{
+		id: OfferID(a.names[0]), agent: AgentID(a.string("agent", "")), start: s.now.Add(a.duration("in", time.Hour)),
+	}})
+	return nil
+}
+
 // tick <duration>: the clock, once, so much later.
 func (s *story) tick(a *args) error {
 	if err := a.want(1); err != nil {
@@ -438,6 +449,8 @@ func actionText(a action) string {
 		return "suppress"
 	case actDecline:
 		return fmt.Sprintf("decline %s refuse=%v", strings.Trim(fmt.Sprint(a.offers), "[]"), a.refuse)
+	case actYield:
+		return fmt.Sprintf("yield %s refuse=%v", strings.Trim(fmt.Sprint(a.offers), "[]"), a.refuse)
 	case actAccept:
 		var b bytes.Buffer
 		fmt.Fprintf(&b, "accept %s", a.offer)

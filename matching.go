@@ -198,6 +198,9 @@ func (l *ledger) unfit(b *build, o *Offer, now time.Time) string {
 	if why := l.placed.check(b.rules, o); why.refused() {
 		return "against " + why.constraint()
 	}
+	if !available(o, now) {
+		return "going down for maintenance"
+	}
 	return "taken by others"
 }
 

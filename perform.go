@@ -29,6 +29,8 @@ func (l *loop) perform() error {
 			l.client.Send(calls.Suppress())
 		case actDecline:
 			l.decline(a)
+		case actYield:
+			l.yield(a)
 		case actAccept:
 			l.accept(a)
 		case actKill:
@@ -99,11 +101,19 @@ func (l *loop) accept(a actAccept) {
 }
 
 func (l *loop) decline(a actDecline) {
-	ids := make([]mesos.OfferID, len(a.offers))
-	for i, id := range a.offers {
-		ids[i] = mesos.OfferID{Value: string(id)}
+	l.client.Send(calls.Decline(offerIDs(a.offers)...).With(calls.RefuseSeconds(a.refuse)))
+}
+
+func (l *loop) yield(a actYield) {
+	l.client.Send(calls.AcceptInverseOffers(offerIDs(a.offers)...).With(calls.RefuseSeconds(a.refuse)))
+}
+
+func offerIDs(ids []OfferID) []mesos.OfferID {
+	out := make([]mesos.OfferID, len(ids))
+	for i, id := range ids {
+		out[i] = mesos.OfferID{Value: string(id)}
 	}
-	l.client.Send(calls.Decline(ids...).With(calls.RefuseSeconds(a.refuse)))
+	return out
 }
 
 func (l *loop) reconcile(a actReconcile) {

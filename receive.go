@@ -40,6 +40,8 @@ func (l *loop) handle(ev schedapi.Event) {
 		}
 		log.Debug("offers", "count", len(offers))
 		l.ledger.offers(now, offers)
+	case scheduler.Event_INVERSE_OFFERS:
+		l.ledger.inverseOffers(now, inverseFromMesos(ev.InverseOffers.InverseOffers))
 	case scheduler.Event_UPDATE:
 		u := updateFromMesos(&ev.Update.Status)
 		log.Debug("status update", "task", u.task, "state", u.state, "reason", u.reason, "message", u.message)
@@ -51,7 +53,7 @@ func (l *loop) handle(ev schedapi.Event) {
 		l.message(ev.Message)
 	case scheduler.Event_FAILURE:
 		log.Debug("failure", "agent", ev.Failure.GetAgentID().GetValue(), "executor", ev.Failure.GetExecutorID().GetValue())
-	case scheduler.Event_RESCIND, scheduler.Event_HEARTBEAT:
+	case scheduler.Event_RESCIND, scheduler.Event_RESCIND_INVERSE_OFFER, scheduler.Event_HEARTBEAT:
 		// No offer is held, so there is none to take back.
 	default:
 		log.Debug("event passed over", "type", ev.Type.String())
@@ -92,6 +94,17 @@ func (l *loop) message(m *scheduler.Event_Message) {
 	if box := l.boxes[at.build.id]; box != nil {
 		box.poke()
 	}
+}
+
+func inverseFromMesos(offers []mesos.InverseOffer) []inverseOffer {
+	asked := make([]inverseOffer, len(offers))
+	for i := range offers {
+		o := &offers[i]
+		asked[i] = inverseOffer{
+			id: OfferID(o.OfferID.Value), agent: AgentID(o.GetAgentID().GetValue()), start: time.Unix(0, o.Unavailability.Start.Nanoseconds),
+		}
+	}
+	return asked
 }
 
 // updateFromMesos converts a status.

@@ -160,7 +160,8 @@ func (a *Agent) toMaster(f func(m *master, id string)) {
 }
 
 // Maintain plans a time of unavailability for the agent, as the operator's
-// maintenance schedule does: its offers are rescinded, and new ones tell of it.
+// maintenance schedule does: its offers are rescinded, new ones tell of it, and
+// whoever uses the agent gets an inverse offer.
 // A duration of 0 has no end; a zero start takes the plan back.
 func (a *Agent) Maintain(start time.Time, d time.Duration) {
 	a.toMaster(func(m *master, id string) {
@@ -168,17 +169,15 @@ func (a *Agent) Maintain(start time.Time, d time.Duration) {
 		if rec == nil {
 			return
 		}
-		rec.maintain = nil
-		if !start.IsZero() {
-			rec.maintain = &mesos.Unavailability{Start: mesos.TimeInfo{Nanoseconds: start.UnixNano()}}
-			if d > 0 {
-				rec.maintain.Duration = &mesos.DurationInfo{Nanoseconds: d.Nanoseconds()}
-			}
+		if start.IsZero() {
+			m.plan(rec, nil)
+			return
 		}
-		for _, o := range sortedByID(rec.offers) {
-			m.rescind(o)
+		u := &mesos.Unavailability{Start: mesos.TimeInfo{Nanoseconds: start.UnixNano()}}
+		if d > 0 {
+			u.Duration = &mesos.DurationInfo{Nanoseconds: d.Nanoseconds()}
 		}
-		m.allocate(rec)
+		m.plan(rec, u)
 	})
 }
 
@@ -213,9 +212,7 @@ func (m *master) drainAgent(id string, d *drain) {
 		m.allocate(rec)
 		return
 	}
-	for _, o := range sortedByID(rec.offers) {
-		m.rescind(o)
-	}
+	m.rescindAll(rec)
 	m.checkDrained(rec)
 }
 

@@ -41,14 +41,7 @@ type filter struct {
 
 // refuse notes that a framework does not want resources for a while.
 func (m *master) refuse(f *framework, role string, a *agentRecord, rs resources, filters *mesos.Filters) {
-	d := defaultRefusal
-	if filters != nil && filters.RefuseSeconds != nil {
-		if seconds := *filters.RefuseSeconds; seconds > maxRefusal.Seconds() {
-			d = maxRefusal
-		} else if seconds >= 0 {
-			d = time.Duration(seconds * float64(time.Second))
-		}
-	}
+	d := refusal(filters)
 	if d == 0 || rs.empty() {
 		return
 	}
@@ -57,6 +50,22 @@ func (m *master) refuse(f *framework, role string, a *agentRecord, rs resources,
 		refused: rs.allocatedTo(""),
 		until:   time.Now().Add(max(d, m.c.cfg.AllocationInterval)),
 	})
+}
+
+// refusal is how long the filters of an answer hold (mesos
+// include/mesos/v1/mesos.proto, Filters).
+func refusal(filters *mesos.Filters) time.Duration {
+	if filters == nil || filters.RefuseSeconds == nil {
+		return defaultRefusal
+	}
+	switch seconds := *filters.RefuseSeconds; {
+	case seconds > maxRefusal.Seconds():
+		return maxRefusal
+	case seconds >= 0:
+		return time.Duration(seconds * float64(time.Second))
+	default: // negative, or no number
+		return defaultRefusal
+	}
 }
 
 // filtered tells whether a framework refused these resources. Filters that
@@ -75,18 +84,25 @@ func (f *framework) filtered(key filterKey, rs resources, at time.Time) bool {
 	return slices.ContainsFunc(filters, func(x filter) bool { return x.refused.contains(rs) })
 }
 
-// allocate offers what is free, on one agent or on all.
+// allocate offers what is free, on one agent or on all, and then asks back what
+// maintenance needs.
 func (m *master) allocate(only *agentRecord) {
-	contenders := m.contenders()
-	if len(contenders) == 0 {
-		return
-	}
 	agents := []*agentRecord{only}
 	if only == nil {
 		agents = slices.Collect(maps.Values(m.agents))
 		rand.Shuffle(len(agents), func(i, j int) { agents[i], agents[j] = agents[j], agents[i] })
 	}
 	at := time.Now()
+	m.makeOffers(agents, at)
+	m.askBack(agents, at)
+}
+
+// makeOffers offers what is free on agents.
+func (m *master) makeOffers(agents []*agentRecord, at time.Time) {
+	contenders := m.contenders()
+	if len(contenders) == 0 {
+		return
+	}
 	made := map[*framework][]*offer{}
 	for _, a := range agents {
 		if !a.connected || a.drain != nil || a.available.empty() || m.agents[a.id] != a {
@@ -244,20 +260,17 @@ func (m *master) rescind(o *offer) {
 
 // proto returns the offer as its framework sees it.
 func (o *offer) proto() mesos.Offer {
-	addr := o.agent.agent.server.address
 	pb := mesos.Offer{
 		ID:          mesos.OfferID{Value: o.id},
 		FrameworkID: mesos.FrameworkID{Value: o.framework.id},
 		AgentID:     mesos.AgentID{Value: o.agent.id},
 		Hostname:    o.agent.info.Hostname,
-		URL: &mesos.URL{
-			Scheme:  "http", // also with TLS, see mesos src/master/master.cpp
-			Address: mesos.Address{Hostname: new(o.agent.info.Hostname), IP: new(addr.ip), Port: int32(addr.port)},
-			Path:    new("/slave(1)"),
-		},
-		Resources:      o.resources.protoFor(o.framework.caps),
-		Attributes:     o.agent.info.Attributes,
-		Unavailability: o.agent.maintain,
+		URL:         o.agent.url(),
+		Resources:   o.resources.protoFor(o.framework.caps),
+		Attributes:  o.agent.info.Attributes,
+	}
+	if plan := o.agent.maintain; plan != nil {
+		pb.Unavailability = plan.unavailability
 	}
 	for _, id := range slices.Sorted(maps.Keys(o.agent.executors[o.framework.id])) {
 		pb.ExecutorIDs = append(pb.ExecutorIDs, mesos.ExecutorID{Value: id})
@@ -266,4 +279,14 @@ func (o *offer) proto() mesos.Offer {
 		pb.AllocationInfo = &mesos.Resource_AllocationInfo{Role: new(o.role)}
 	}
 	return pb
+}
+
+// url is where an agent is, as offers tell it.
+func (a *agentRecord) url() *mesos.URL {
+	addr := a.agent.server.address
+	return &mesos.URL{
+		Scheme:  "http", // also with TLS, see mesos src/master/master.cpp
+		Address: mesos.Address{Hostname: new(a.info.Hostname), IP: new(addr.ip), Port: int32(addr.port)},
+		Path:    new("/slave(1)"),
+	}
 }

@@ -13,9 +13,9 @@
 //
 // The scheduler API: the order and the texts of all HTTP checks, refusals as
 // ERROR events, stream ids, framework failover and removal, several roles,
-// offers by dominant share, filters, SUPPRESS and REVIVE, the validation of
-// ACCEPT, status updates that are sent again until they are acknowledged,
-// reconciliation, redirects to the leader.
+// offers by dominant share, filters, SUPPRESS and REVIVE, inverse offers for
+// planned maintenance, the validation of ACCEPT, status updates that are sent
+// again until they are acknowledged, reconciliation, redirects to the leader.
 //
 // The executor API and the life of an executor: its environment and nothing
 // else, its sandbox, the fetcher, the time it has to subscribe, the updates that
@@ -34,11 +34,11 @@
 // (AgentConfig.Docker) runs executors in containers; the command line is that of
 // Mesos. There is no authorization, no quota and no weights. Of the operations in
 // ACCEPT only LAUNCH and LAUNCH_GROUP have an effect, and there is no built-in
-// executor of type DEFAULT. There are no inverse offers, no checks and health
-// checks, no resource providers, and no garbage collection of sandboxes. The
-// fetcher has no cache and no Hadoop client. Masters do not find each other
-// through ZooKeeper: a test says who leads, and Master.Info is what it may write
-// there. Messages between masters and agents are calls inside this process.
+// executor of type DEFAULT. There are no checks and health checks, no resource
+// providers, and no garbage collection of sandboxes. The fetcher has no cache and
+// no Hadoop client. Masters do not find each other through ZooKeeper: a test says
+// who leads, and Master.Info is what it may write there. Messages between masters
+// and agents are calls inside this process.
 //
 // # Faults
 //

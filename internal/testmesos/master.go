@@ -56,7 +56,7 @@ type agentRecord struct {
 	executors map[string]map[string]*mesos.ExecutorInfo // framework -> executor
 	killed    map[string]map[string]bool                // kills to be repeated at re-registration
 	offers    map[string]*offer
-	maintain  *mesos.Unavailability
+	maintain  *maintenance // nil: none is planned
 }
 
 // An offer is one that is outstanding.
@@ -240,6 +240,7 @@ func (m *master) detach(f *framework) {
 	for _, o := range sortedByID(f.offers) {
 		m.removeOffer(o)
 	}
+	m.eachInverse(f, (*inverseOffer).remove)
 }
 
 // streamEnded is called when the connection of a stream has gone.
@@ -312,6 +313,11 @@ func (m *master) revive(f *framework, roles []string) {
 	}
 	if len(roles) == 0 {
 		roles = f.roles
+	}
+	for _, a := range m.agents {
+		if a.maintain != nil {
+			delete(a.maintain.quiet, f.id)
+		}
 	}
 	for _, role := range roles {
 		delete(f.suppressed, role)

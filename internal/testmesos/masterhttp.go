@@ -231,10 +231,13 @@ func (m *master) handleCall(call *scheduler.Call, principal, streamID string) *r
 		m.message(f, call.Message)
 	case scheduler.Call_UPDATE_FRAMEWORK:
 		return m.updateFramework(f, call.UpdateFramework)
-	case scheduler.Call_REQUEST, scheduler.Call_ACCEPT_INVERSE_OFFERS, scheduler.Call_DECLINE_INVERSE_OFFERS,
-		scheduler.Call_ACKNOWLEDGE_OPERATION_STATUS, scheduler.Call_RECONCILE_OPERATIONS:
-		// The default allocator ignores REQUEST; inverse offers and operation
-		// feedback have no effect here.
+	case scheduler.Call_ACCEPT_INVERSE_OFFERS:
+		m.answerInverse(f, call.AcceptInverseOffers.InverseOfferIDs, call.AcceptInverseOffers.Filters, true)
+	case scheduler.Call_DECLINE_INVERSE_OFFERS:
+		m.answerInverse(f, call.DeclineInverseOffers.InverseOfferIDs, call.DeclineInverseOffers.Filters, false)
+	case scheduler.Call_REQUEST, scheduler.Call_ACKNOWLEDGE_OPERATION_STATUS, scheduler.Call_RECONCILE_OPERATIONS:
+		// The default allocator ignores REQUEST; operation feedback has no effect
+		// here.
 	default:
 		return &reply{status: http.StatusNotImplemented}
 	}

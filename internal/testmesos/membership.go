@@ -261,9 +261,7 @@ func (m *master) disconnect(id string) {
 		}
 	})
 	m.log.Info("agent disconnected", "agent", id)
-	for _, o := range sortedByID(rec.offers) {
-		m.rescind(o)
-	}
+	m.rescindAll(rec)
 	for fid, byID := range rec.tasks {
 		f := m.frameworks[fid]
 		if f.info.GetCheckpoint() {
@@ -349,9 +347,7 @@ func (m *master) removeAgent(id string, since *mesos.TimeInfo, state mesos.TaskS
 			m.removeExecutor(rec, fid, ex)
 		}
 	}
-	for _, o := range sortedByID(rec.offers) {
-		m.rescind(o)
-	}
+	m.rescindAll(rec)
 	for _, r := range rec.total {
 		m.total[r.meta.Name] -= r.milli
 	}
