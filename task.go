@@ -56,7 +56,7 @@ func (l *loop) taskInfo(at *attempt, pool []mesos.Resource, role string) (*mesos
 			Name:                &name,
 			Source:              &source,
 			Command:             executorCommand(cfg.ExecutorURI, cfg.ExecutorCommand),
-			Container:           cfg.Container.info(),
+			Container:           cfg.Container.info(cfg.StagingURL),
 			Resources:           own,
 			ShutdownGracePeriod: &grace,
 		},
@@ -99,99 +99,4 @@ func executorCommand(uri, command string) *mesos.CommandInfo {
 
 func isArchive(name string) bool {
 	return slices.ContainsFunc(archiveSuffixes, func(suffix string) bool { return strings.HasSuffix(name, suffix) })
-}
-
-// A Container says in what container the docker containerizer of an agent runs
-// the executor. The zero value means none: the executor is a process on the agent.
-//
-// The image brings the engine; the executor is fetched into the sandbox as
-// always, which is mounted at $MESOS_SANDBOX.
-type Container struct {
-	// Image is what the agent pulls. "" means no container.
-	Image string
-	// Unprivileged runs the container without --privileged. An engine in it then
-	// needs what Parameters grant.
-	Unprivileged bool
-	// Parameters are further flags of docker run, as "key=value":
-	// "cap-add=SYS_ADMIN".
-	Parameters []string
-	// Network is "host", "bridge", "none" or the name of a docker network. ""
-	// means "host". The executor must be able to reach its agent.
-	Network string
-	// Volumes are mounted into the container, as "host:container" or
-	// "host:container:ro". A relative host path lies in the sandbox.
-	Volumes []string
-}
-
-// validate returns everything that is wrong with c.
-func (c *Container) validate() []error {
-	var problems []error
-	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
-	if c.Image == "" && (c.Unprivileged || len(c.Parameters) > 0 || c.Network != "" || len(c.Volumes) > 0) {
-		bad("Container.Image: missing; the rest of Container is about the container of an image")
-	}
-	for _, p := range c.Parameters {
-		if key, _, ok := strings.Cut(p, "="); !ok || key == "" {
-			bad("Container.Parameters: %q is not key=value", p)
-		}
-	}
-	for _, v := range c.Volumes {
-		if _, err := parseVolume(v); err != nil {
-			bad("Container.Volumes: %w", err)
-		}
-	}
-	return problems
-}
-
-// parseVolume reads "host:container[:ro|:rw]".
-func parseVolume(s string) (mesos.Volume, error) {
-	parts := strings.Split(s, ":")
-	mode := mesos.RW
-	if len(parts) == 3 {
-		switch parts[2] {
-		case "ro":
-			mode = mesos.RO
-		case "rw":
-		default:
-			return mesos.Volume{}, fmt.Errorf("%q: the mode is ro or rw", s)
-		}
-		parts = parts[:2]
-	}
-	if len(parts) != 2 || parts[0] == "" || !path.IsAbs(parts[1]) {
-		return mesos.Volume{}, fmt.Errorf("%q is not host:container, with an absolute path in the container", s)
-	}
-	return mesos.Volume{HostPath: &parts[0], ContainerPath: parts[1], Mode: &mode}, nil
-}
-
-// info is c for Mesos. c has been validated.
-func (c *Container) info() *mesos.ContainerInfo {
-	if c.Image == "" {
-		return nil
-	}
-	kind, privileged := mesos.ContainerInfo_DOCKER, !c.Unprivileged
-	info := &mesos.ContainerInfo{
-		Type:   &kind,
-		Docker: &mesos.ContainerInfo_DockerInfo{Image: c.Image, Privileged: &privileged},
-	}
-	for _, v := range c.Volumes {
-		volume, _ := parseVolume(v) // validated
-		info.Volumes = append(info.Volumes, volume)
-	}
-	for _, p := range c.Parameters {
-		key, value, _ := strings.Cut(p, "=")
-		info.Docker.Parameters = append(info.Docker.Parameters, mesos.Parameter{Key: key, Value: value})
-	}
-	network := mesos.ContainerInfo_DockerInfo_HOST
-	switch c.Network {
-	case "", "host":
-	case "bridge":
-		network = mesos.ContainerInfo_DockerInfo_BRIDGE
-	case "none":
-		network = mesos.ContainerInfo_DockerInfo_NONE
-	default:
-		network = mesos.ContainerInfo_DockerInfo_USER
-		info.NetworkInfos = []mesos.NetworkInfo{{Name: &c.Network}}
-	}
-	info.Docker.Network = &network
-	return info
 }

@@ -51,6 +51,7 @@ interrupted. It prints their addresses to standard output, then "ready".`,
 	f.StringVar(&cfg.Resources, "resources", "", "what each agent has, such as 'cpus:4;mem:8192;disk:20000;ports:[31000-32000]'\n(default: its share of this machine)")
 	f.StringVar(&cfg.MasterAddr, "master-addr", "127.0.0.1:0", "where the master listens")
 	f.StringVar(&cfg.RegistryAddr, "registry-addr", "127.0.0.1:0", "where the registry listens")
+	f.StringVar(&cfg.DockerSocket, "docker-socket", "/var/run/docker.sock", "the Docker daemon in which agents run builds with --container-image")
 	f.StringVar(&cfg.WorkDir, "work-dir", "", "where sandboxes and images are kept (default: a temporary directory, removed at the end)")
 	return cmd
 }

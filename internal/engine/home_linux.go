@@ -86,11 +86,11 @@ func newDaemonHome(ctx context.Context, cfg Config, program, slow string) (*home
 }
 
 // newHome makes the directories of a new engine.
-func newHome(ctx context.Context, cfg Config) (h *home, err error) {
+func newHome(ctx context.Context, cfg Config) (_ *home, err error) {
 	if len(cfg.Temp) > maxTemp {
 		return nil, fmt.Errorf("directory for sockets %s: its path is longer than %d bytes", cfg.Temp, maxTemp)
 	}
-	h = &home{ID: strings.ToLower(rand.Text()[:16]), log: cfg.Logger}
+	h := &home{ID: strings.ToLower(rand.Text()[:16]), log: cfg.Logger}
 	h.run = filepath.Join(cfg.Temp, homePrefix+h.ID[:8])
 	if err := os.Mkdir(h.run, 0o700); err != nil {
 		return nil, err
@@ -98,7 +98,6 @@ func newHome(ctx context.Context, cfg Config) (h *home, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.RemoveAll(h.run))
-			h = nil
 		}
 	}()
 	sandbox := cfg.Sandbox

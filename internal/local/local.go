@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 
@@ -30,6 +31,10 @@ type Config struct {
 	// listens. "" means a free port on loopback.
 	Registry     bool
 	RegistryAddr string
+	// DockerSocket is that of a Docker daemon, in which the agents run executors
+	// that ask for a container. "" means /var/run/docker.sock. It takes a docker
+	// client in PATH: without one, nobody runs such executors.
+	DockerSocket string
 	// WorkDir holds sandboxes and images. "" means a temporary directory that
 	// Close removes.
 	WorkDir string
@@ -97,8 +102,12 @@ func Start(cfg Config) (_ *Cluster, err error) {
 		ExecutorEnvironment: environment("PATH", "HOME"),
 		Logger:              cfg.Logger,
 	}
+	agent := testmesos.AgentConfig{Resources: resources, DockerSocket: cfg.DockerSocket}
+	if docker, err := exec.LookPath("docker"); err == nil {
+		agent.Docker = docker
+	}
 	for range agents {
-		mesosConfig.Agents = append(mesosConfig.Agents, testmesos.AgentConfig{Resources: resources})
+		mesosConfig.Agents = append(mesosConfig.Agents, agent)
 	}
 	c.mesos, err = testmesos.Start(mesosConfig)
 	return c, err
