@@ -46,6 +46,49 @@ func unified() bool {
 	return unix.Statfs(cgroupRoot, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
+// firstCgroupNamespace is the cgroup namespace of a machine that is in no container
+// (kernel include/linux/proc_ns.h, PROC_CGROUP_INIT_INO).
+const firstCgroupNamespace = "cgroup:[4026531835]"
+
+// writableCgroups makes the cgroups of the container that we run in writable: a
+// container runtime mounts them read-only unless the container is privileged.
+// Outside of containers they are left as they are.
+func writableCgroups() error {
+	for _, root := range hierarchies() {
+		var st unix.Statfs_t
+		if err := unix.Statfs(root, &st); err != nil {
+			return fmt.Errorf("cgroups at %s: %w", root, err)
+		}
+		if st.Flags&unix.ST_RDONLY == 0 || !ownMount(root) {
+			continue
+		}
+		// The flags of statfs are those of mount as far as they matter here
+		// (kernel include/linux/statfs.h).
+		const kept = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NOATIME | unix.ST_NODIRATIME
+		flags := unix.MS_REMOUNT | unix.MS_BIND | uintptr(st.Flags)&kept
+		if st.Flags&unix.ST_RELATIME != 0 {
+			flags |= unix.MS_RELATIME
+		}
+		if err := unix.Mount("", root, "", flags, ""); err != nil {
+			return fmt.Errorf("%s is read-only in this container and cannot be made writable: %w; run the container with --privileged, or with "+
+				"--cap-add SYS_ADMIN and, where AppArmor is used, --security-opt apparmor=unconfined", root, err)
+		}
+	}
+	return nil
+}
+
+// ownMount reports whether what is mounted at dir is the view of a container.
+func ownMount(dir string) bool {
+	if ns, err := os.Readlink("/proc/self/ns/cgroup"); err == nil && ns != firstCgroupNamespace {
+		return true
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(mounts, func(m mountPoint) bool { return m.path == dir && m.root != "/" })
+}
+
 // ownCgroup returns the cgroup we run in: that of the memory controller with v1.
 // What we start belongs below it, so that whoever limits us limits that too.
 func ownCgroup() string {

@@ -73,6 +73,9 @@ func newDaemonHome(ctx context.Context, cfg Config, program, slow string) (*home
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%s must be started by root, and this is user %d", program, os.Geteuid())
 	}
+	if err := writableCgroups(); err != nil {
+		return nil, err
+	}
 	h, err := newHome(ctx, cfg)
 	if err != nil {
 		return nil, err

@@ -36,24 +36,43 @@ func mountsBelow(dir string) ([]string, error) {
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real // mountinfo knows no links
 	}
+	mounts, err := readMounts()
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for _, m := range mounts {
+		if m.path == dir || strings.HasPrefix(m.path, dir+"/") {
+			points = append(points, m.path)
+		}
+	}
+	return points, nil
+}
+
+// A mountPoint is where a file system is mounted.
+type mountPoint struct {
+	path string
+	root string // what of the file system is there
+}
+
+// readMounts returns what is mounted, the oldest first.
+func readMounts() ([]mountPoint, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	var points []string
+	var mounts []mountPoint
 	for s := bufio.NewScanner(f); ; {
 		if !s.Scan() {
-			return points, s.Err()
+			return mounts, s.Err()
 		}
-		// proc(5): the fifth field is the mount point.
+		// proc(5): the fourth field is the root, the fifth the mount point.
 		fields := strings.Fields(s.Text())
 		if len(fields) < 5 {
 			continue
 		}
-		if p := unescapeMount(fields[4]); p == dir || strings.HasPrefix(p, dir+"/") {
-			points = append(points, p)
-		}
+		mounts = append(mounts, mountPoint{path: unescapeMount(fields[4]), root: unescapeMount(fields[3])})
 	}
 }
 
