@@ -59,6 +59,9 @@ func (m machine) nothingLeft(t *testing.T, p *process) {
 		for _, name := range filesBelow(t, p.temp) {
 			found = append(found, "file "+name)
 		}
+		for _, name := range engines(t, p.temp) {
+			found = append(found, "engine "+name)
+		}
 		return found
 	}
 	var found []string
@@ -66,6 +69,18 @@ func (m machine) nothingLeft(t *testing.T, p *process) {
 		found = left()
 		return len(found) == 0
 	}, "left behind: %v", &found)
+}
+
+// engines lists the short directories of engines whose data is in temp. Those of
+// other tests are none of ours.
+func engines(t *testing.T, temp string) []string {
+	t.Helper()
+	states, err := filepath.Glob("/tmp/portainer-*/engine.json")
+	require.NoError(t, err)
+	return slices.DeleteFunc(states, func(name string) bool {
+		data, err := os.ReadFile(name)
+		return err != nil || !strings.Contains(string(data), temp)
+	})
 }
 
 // A child is a process that this one has to wait for.

@@ -58,7 +58,13 @@ func start(t *testing.T, args ...string) *process {
 
 func startProgram(t *testing.T, path string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(path, args...), temp: t.TempDir(), stdout: &lockedBuffer{}, stderr: &lockedBuffer{}, exited: make(chan struct{})}
+	return startIn(t, t.TempDir(), path, args...)
+}
+
+// startIn runs a program with that TMPDIR.
+func startIn(t *testing.T, temp, path string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: exec.Command(path, args...), temp: temp, stdout: &lockedBuffer{}, stderr: &lockedBuffer{}, exited: make(chan struct{})}
 	p.cmd.Dir = root
 	p.cmd.Env = append(os.Environ(), "TMPDIR="+p.temp, "XDG_CACHE_HOME="+cache)
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr

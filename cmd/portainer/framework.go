@@ -153,7 +153,22 @@ func (j *job) id() portainer.BuildID {
 
 // run does jobs, all at once, on the cluster that the flags name, and tells how
 // each ended.
+//
+// When the user will not wait for tidying up, it returns at once. What is then left
+// of a cluster on this machine ends by itself, as its agents are gone with this
+// process, and what remains of it and of staging the next run removes.
 func (c *frameworkCommand) run(ctx context.Context, jobs func(*portainer.Framework) ([]*job, error)) error {
+	ended := make(chan error, 1)
+	go func() { ended <- c.runToEnd(ctx, jobs) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-c.abort:
+		return errInterruptedAgain
+	}
+}
+
+func (c *frameworkCommand) runToEnd(ctx context.Context, jobs func(*portainer.Framework) ([]*job, error)) error {
 	site, err := c.openSite(ctx)
 	if err != nil {
 		return err
@@ -231,24 +246,16 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	})()
 	ran := make(chan error, 1)
 	go func() { ran <- framework.Run(runCtx) }()
-	ended := make(chan error, 1)
-	go func() {
-		var builds sync.WaitGroup
-		for _, j := range list {
-			builds.Go(func() {
-				j.result, j.err = j.build(buildCtx, framework)
-				c.tell(ctx, framework, show, j)
-			})
-		}
-		builds.Wait()
-		stop(nil)
-		ended <- <-ran
-	}()
-	select {
-	case err = <-ended:
-	case <-c.abort:
-		return fmt.Errorf("%w again: the cluster may still be tidying up", errInterrupted)
+	var builds sync.WaitGroup
+	for _, j := range list {
+		builds.Go(func() {
+			j.result, j.err = j.build(buildCtx, framework)
+			c.tell(ctx, framework, show, j)
+		})
 	}
+	builds.Wait()
+	stop(nil)
+	err = <-ran
 	if ctx.Err() == nil && !errors.Is(err, context.Canceled) {
 		// It explains every build that it stopped.
 		complain(c.stderr, err)

@@ -8,6 +8,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// clusterPrefix begins the names of no directories here.
+const clusterPrefix = "portainer-local-"
+
 var errNoLocal = usagef("a local cluster needs a Unix system, not %s: give the address of a master with --mesos-master", runtime.GOOS)
 
 func (s *site) startLocal(int, *globals) error { return errNoLocal }

@@ -3,12 +3,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/org/portainer/internal/local"
 )
+
+const clusterPrefix = local.TempPrefix
 
 // startLocal brings up a cluster that lives as long as s.
 func (s *site) startLocal(agents int, g *globals) error {
@@ -32,9 +35,11 @@ interrupted. It prints their addresses to standard output, then "ready".`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Logger = g.logger
 			cfg.Registry = true
+			leftovers := &site{}
+			leftovers.sweep(cmd.Context(), g.logger)
 			cluster, err := local.Start(cfg)
 			if err != nil {
-				return err
+				return errors.Join(err, leftovers.close())
 			}
 			fmt.Fprintf(g.stdout, "master=%s\n", cluster.Master())
 			for _, agent := range cluster.Agents() {
@@ -42,7 +47,14 @@ interrupted. It prints their addresses to standard output, then "ready".`,
 			}
 			fmt.Fprintf(g.stdout, "registry=%s\nready\n", cluster.Registry())
 			<-cmd.Context().Done() // the regular way to end it
-			return cluster.Close()
+			closed := make(chan error, 1)
+			go func() { closed <- errors.Join(cluster.Close(), leftovers.close()) }()
+			select {
+			case err := <-closed:
+				return err
+			case <-g.abort:
+				return errInterruptedAgain
+			}
 		},
 	}
 	f := cmd.Flags()

@@ -18,6 +18,8 @@ import (
 var (
 	errInterrupted = errors.New("interrupted")
 	errTerminated  = fmt.Errorf("%w by SIGTERM", errInterrupted)
+
+	errInterruptedAgain = fmt.Errorf("%w again: the cluster may still be tidying up", errInterrupted)
 )
 
 func main() {

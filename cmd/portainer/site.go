@@ -18,6 +18,7 @@ import (
 	"gocloud.dev/blob"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/scratch"
 	"github.com/org/portainer/internal/staging"
 )
 
@@ -67,6 +68,7 @@ func (c *frameworkCommand) openSite(ctx context.Context) (_ *site, err error) {
 	if err := s.openBucket(ctx, uri); err != nil {
 		return nil, err
 	}
+	s.sweep(ctx, c.logger)
 	if isLocal {
 		if err := s.startLocal(agents, c.globals); err != nil {
 			return nil, err
@@ -76,6 +78,9 @@ func (c *frameworkCommand) openSite(ctx context.Context) (_ *site, err error) {
 	asItLies := (isLocal || here && ownDir) && c.container.Image == ""
 	return s, s.chooseExecutor(ctx, c.executorURI, asItLies)
 }
+
+// stagingPrefix begins the name of a temporary staging directory.
+const stagingPrefix = "portainer-staging-"
 
 // localAgents reads "local" and "local:N".
 func localAgents(master string) (n int, isLocal bool, err error) {
@@ -130,12 +135,12 @@ func redactMaster(master string) string {
 // openBucket opens the staging bucket at uri, or a temporary one.
 func (s *site) openBucket(ctx context.Context, uri string) error {
 	if uri == "" {
-		dir, err := os.MkdirTemp("", "portainer-staging-")
+		dir, err := scratch.Make(stagingPrefix)
 		if err != nil {
 			return fmt.Errorf("%w: temporary staging directory: %w", portainer.ErrStaging, err)
 		}
-		s.closers = append(s.closers, func() error { return os.RemoveAll(dir) })
-		uri = dir
+		s.closers = append(s.closers, dir.Remove)
+		uri = dir.Path()
 	}
 	full, err := stagingURL(uri)
 	if err != nil {

@@ -35,7 +35,7 @@ type Config struct {
 	// OpenEngine opens the engine that builds. Nil means engine.Open.
 	OpenEngine func(ctx context.Context, cfg engine.Config) (Engine, error)
 	// Sweep removes what killed executors have left on the machine. Nil means
-	// engine.Sweep.
+	// the function of that name.
 	Sweep func(ctx context.Context, log *slog.Logger) error
 }
 
@@ -65,10 +65,14 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	if c.Sweep == nil {
-		c.Sweep = func(ctx context.Context, log *slog.Logger) error { return engine.Sweep(ctx, "", log) }
+		c.Sweep = Sweep
 	}
 	return c
 }
+
+// Sweep removes what killed executors have left on this machine: engines with their
+// processes, containers, mounts, cgroups and data. Those in use are left alone.
+func Sweep(ctx context.Context, log *slog.Logger) error { return engine.Sweep(ctx, "", log) }
 
 // Run serves as the executor that this process is. See Serve.
 func Run(ctx context.Context) error { return Serve(ctx, Config{}) }

@@ -12,7 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"time"
 
+	"github.com/org/portainer/internal/scratch"
 	"github.com/org/portainer/internal/testmesos"
 )
 
@@ -42,14 +44,22 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// TempPrefix begins the name of a cluster's temporary directory, which scratch made.
+const TempPrefix = "portainer-local-"
+
+// recoveryTimeout is how long executors wait for an agent that is gone. The agents
+// are part of this process: when they are gone, it was killed, and they do not come
+// back.
+const recoveryTimeout = 2 * time.Second
+
 // loopback takes a free port.
 const loopback = "127.0.0.1:0"
 
 // A Cluster is a running cluster.
 type Cluster struct {
 	mesos    *testmesos.Cluster
-	registry *Registry // nil without one
-	tempDir  string    // "" if the caller gave the directory
+	registry *Registry    // nil without one
+	temp     *scratch.Dir // nil if the caller gave the directory
 
 	once     sync.Once
 	closeErr error
@@ -70,10 +80,10 @@ func Start(cfg Config) (_ *Cluster, err error) {
 
 	dir := cfg.WorkDir
 	if dir == "" {
-		if c.tempDir, err = os.MkdirTemp("", "portainer-local-"); err != nil {
+		if c.temp, err = scratch.Make(TempPrefix); err != nil {
 			return nil, err
 		}
-		dir = c.tempDir
+		dir = c.temp.Path()
 	} else if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
@@ -100,6 +110,7 @@ func Start(cfg Config) (_ *Cluster, err error) {
 		// --executor_environment_variables). These are what finding and running
 		// an engine takes.
 		ExecutorEnvironment: environment("PATH", "HOME"),
+		RecoveryTimeout:     recoveryTimeout,
 		Logger:              cfg.Logger,
 	}
 	agent := testmesos.AgentConfig{Resources: resources, DockerSocket: cfg.DockerSocket}
@@ -155,8 +166,8 @@ func (c *Cluster) Close() error {
 		if c.registry != nil {
 			errs = append(errs, c.registry.Close())
 		}
-		if c.tempDir != "" {
-			errs = append(errs, os.RemoveAll(c.tempDir))
+		if c.temp != nil {
+			errs = append(errs, c.temp.Remove())
 		}
 		if err := errors.Join(errs...); err != nil {
 			c.closeErr = fmt.Errorf("close local cluster: %w", err)

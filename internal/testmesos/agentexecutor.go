@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	mesos "github.com/mesos/mesos-go/api/v1/lib"
 	"github.com/mesos/mesos-go/api/v1/lib/executor"
@@ -564,6 +563,3 @@ func (a *Agent) commandExecutor(f *agentFramework, t *mesos.TaskInfo) *mesos.Exe
 		Source:      new(t.TaskID.Value),
 	}
 }
-
-// recoveryTimeout is MESOS_RECOVERY_TIMEOUT.
-const recoveryTimeout = 15 * time.Minute

@@ -30,6 +30,7 @@ type Config struct {
 	StatusUpdateRetryMin       time.Duration // until an update is sent again, doubling up to 10 min; 10 s
 	RegistrationTimeout        time.Duration // from launch, fetching included, until an executor subscribed; 1 min
 	ReregistrationTimeout      time.Duration // until executors subscribed to an agent that restarted, 2 s
+	RecoveryTimeout            time.Duration // until executors give up an agent that is gone (--recovery_timeout), 15 min
 	ShutdownGrace              time.Duration // between SHUTDOWN and SIGKILL unless ExecutorInfo says otherwise, 5 s
 	CloseGrace                 time.Duration // the most that Cluster.Close gives an executor after SHUTDOWN, 10 s
 	AgentReregistrationTimeout time.Duration // until agents found a new leader, 10 min
@@ -97,6 +98,7 @@ func (c Config) withDefaults() Config {
 	c.StatusUpdateRetryMin = cmp.Or(c.StatusUpdateRetryMin, 10*time.Second)
 	c.RegistrationTimeout = cmp.Or(c.RegistrationTimeout, time.Minute)
 	c.ReregistrationTimeout = cmp.Or(c.ReregistrationTimeout, 2*time.Second)
+	c.RecoveryTimeout = cmp.Or(c.RecoveryTimeout, 15*time.Minute)
 	c.ShutdownGrace = cmp.Or(c.ShutdownGrace, 5*time.Second)
 	c.CloseGrace = cmp.Or(c.CloseGrace, 10*time.Second)
 	c.AgentReregistrationTimeout = cmp.Or(c.AgentReregistrationTimeout, 10*time.Minute)
@@ -131,6 +133,7 @@ func (c Config) validate() error {
 		{"StatusUpdateRetryMin", c.StatusUpdateRetryMin},
 		{"RegistrationTimeout", c.RegistrationTimeout},
 		{"ReregistrationTimeout", c.ReregistrationTimeout},
+		{"RecoveryTimeout", c.RecoveryTimeout},
 		{"ShutdownGrace", c.ShutdownGrace},
 		{"CloseGrace", c.CloseGrace},
 		{"AgentReregistrationTimeout", c.AgentReregistrationTimeout},

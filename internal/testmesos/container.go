@@ -242,7 +242,7 @@ func (a *Agent) agentVariables(x *agentExecutor) map[string]string {
 	env["MESOS_EXECUTOR_SHUTDOWN_GRACE_PERIOD"] = formatDuration(nanos(x.info.ShutdownGracePeriod, a.c.cfg.ShutdownGrace))
 	if x.framework.info.GetCheckpoint() {
 		env["MESOS_CHECKPOINT"] = "1"
-		env["MESOS_RECOVERY_TIMEOUT"] = formatDuration(recoveryTimeout)
+		env["MESOS_RECOVERY_TIMEOUT"] = formatDuration(a.c.cfg.RecoveryTimeout)
 		env["MESOS_SUBSCRIPTION_BACKOFF_MAX"] = formatDuration(a.c.cfg.ReregistrationTimeout)
 	}
 	if key := a.c.cfg.ExecutorSecret; len(key) > 0 {
