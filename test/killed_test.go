@@ -95,7 +95,7 @@ func TestKilledExecutor(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			before := look(t)
 			meta := filepath.Join(t.TempDir(), "meta.json")
-			dir := write(t, map[string]string{"Dockerfile": "FROM busybox\nRUN echo it-runs; sleep 3\n"})
+			dir := write(t, map[string]string{"Dockerfile": "FROM busybox\nRUN echo it-runs; sleep 2\n"})
 			args := append([]string{"build", "--to", registry, "--from", registry, "--repository", "test/killed-executor", "--metadata-file", meta}, tt.flags...)
 			p := start(t, append(args, dir)...)
 			p.waitFor(p.stderr, "it-runs\n")
