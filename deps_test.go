@@ -68,7 +68,7 @@ var drivers = []string{"cmd/portainer", "executor", "examples/embed", "examples/
 
 // unused are the guarded dependencies that nothing needs at present.
 var unused = []string{
-	"github.com/moby/buildkit/api", "gocloud.dev/blob/azureblob", "gocloud.dev/blob/gcsblob", "gocloud.dev/blob/memblob",
+	"github.com/moby/buildkit/api", "gocloud.dev/blob/memblob",
 }
 
 // neverReached lists what a program that embeds the library must not link.

@@ -2,8 +2,10 @@ package main
 
 // The kinds of staging buckets that the framework may name.
 import (
-	_ "gocloud.dev/blob/fileblob" // file://
-	_ "gocloud.dev/blob/s3blob"   // s3://
+	_ "gocloud.dev/blob/azureblob" // azblob://
+	_ "gocloud.dev/blob/fileblob"  // file://
+	_ "gocloud.dev/blob/gcsblob"   // gs://
+	_ "gocloud.dev/blob/s3blob"    // s3://
 
 	_ "github.com/org/portainer/internal/hdfsblob" // hdfs://, webhdfs://
 )

@@ -13,6 +13,10 @@ import (
 	"github.com/org/portainer/internal/dockertest"
 )
 
+// maxExecutor is how large the archive of the executor may be, with all drivers of
+// storage and engines.
+const maxExecutor = int64(25_000_000)
+
 // TestExecutorArchive makes the archive in a clone of the repository, has agents
 // fetch it, and builds with it.
 func TestExecutorArchive(t *testing.T) {
@@ -35,6 +39,9 @@ func TestExecutorArchive(t *testing.T) {
 	require.NoError(t, err, out)
 	require.Equal(t, "dist/portainer-executor-"+git(clone, "rev-parse", "--short=12", "HEAD")+".linux-"+runtime.GOARCH+".tar.gz", out)
 	archive := filepath.Join(clone, out)
+	info, err := os.Stat(archive)
+	require.NoError(t, err)
+	require.LessOrEqual(t, info.Size(), maxExecutor, "agents fetch it for every build")
 
 	require.NoError(t, os.WriteFile(filepath.Join(clone, "README.md"), []byte("changed\n"), 0o644))
 	out, err = script()

@@ -40,7 +40,7 @@ type frameworkCommand struct {
 }
 
 func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&c.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3:// or hdfs://…\n"+
+	f.StringVar(&c.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://, gs://, azblob:// or hdfs://…\n"+
 		"(default: a temporary directory if the master is on this machine)")
 	f.StringVar(&c.stateDir, "state-dir", "", "keep there what \"portainer attach\" needs to take over after a crash or SIGTERM")
 	f.IntVar(&c.retries, "retries", 3, "how often a build that the cluster lost is launched again")

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +30,7 @@ type faulty struct {
 	writes  []string
 
 	onRead  func(key string, offset int64) (failAfter int64) // -1: not at all
+	onData  func(key string) error                           // when a part of it comes
 	onWrite func(key string) error                           // when the object is complete
 }
 
@@ -141,6 +144,16 @@ type faultyWriter struct {
 	key string
 }
 
+func (w *faultyWriter) Write(b []byte) (int, error) {
+	if w.f.onData != nil {
+		if err := w.f.onData(w.key); err != nil {
+			return 0, err
+		}
+	}
+	return w.Buffer.Write(b)
+}
+
+// Close keeps what was written, as that of most drivers does, unless the context is done.
 func (w *faultyWriter) Close() error {
 	if w.ctx.Err() != nil {
 		return w.ctx.Err()
@@ -256,6 +269,45 @@ func testPutRetriesWhatFails(t *testing.T) {
 	_, _, err = s.PutContext(t.Context(), writes(data))
 	require.ErrorIs(t, err, errDenied)
 	require.Empty(t, f.objects)
+}
+
+// TestFailedWriteLeavesNothing: a driver's writer does not know that it did not get
+// everything.
+func TestFailedWriteLeavesNothing(t *testing.T) {
+	f, bucket := newFaulty()
+	defer bucket.Close()
+	s := staging.New(bucket)
+	name := filepath.Join(t.TempDir(), "executor")
+	content := []byte(random(3 << 20))
+	require.NoError(t, os.WriteFile(name, content, 0o600))
+	parts := 0
+	f.onData = func(string) error {
+		if parts++; parts == 3 {
+			return errDenied
+		}
+		return nil
+	}
+	_, err := s.PutFile(t.Context(), name)
+	require.ErrorIs(t, err, errDenied)
+	require.Equal(t, gcerrors.PermissionDenied, gcerrors.Code(err))
+	require.Empty(t, f.objects)
+
+	f.onData = func(string) error { return os.WriteFile(name, content[:1<<20], 0o600) }
+	_, err = s.PutFile(t.Context(), name)
+	require.ErrorContains(t, err, "changed while it was read")
+	require.Empty(t, f.objects)
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("enough")
+	f.onData = func(string) error { cancel(why); return nil }
+	_, err = s.PutFile(ctx, name)
+	require.ErrorIs(t, err, why)
+	require.Empty(t, f.objects)
+
+	f.onData = nil
+	key, err := s.PutFile(t.Context(), name)
+	require.NoError(t, err)
+	require.Equal(t, content[:1<<20], f.objects[key])
 }
 
 func TestPutWaitsForARemover(t *testing.T) { synctest.Test(t, testPutWaitsForARemover) }

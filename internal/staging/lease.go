@@ -47,8 +47,8 @@ func (s *Store) leaseKey(digest string) string { return leasePrefix + hexOf(dige
 // acquire writes a lease on the context and waits until nobody removes anything.
 func (s *Store) acquire(ctx context.Context, digest string) error {
 	key := s.leaseKey(digest)
-	if err := s.bucket.WriteAll(ctx, key, []byte("{}\n"), nil); err != nil {
-		return fmt.Errorf("write %s: %w", key, err)
+	if err := s.note(ctx, key); err != nil {
+		return err
 	}
 	first := map[string]time.Time{}
 	for {
@@ -269,8 +269,8 @@ func (s *Store) readRange(ctx context.Context, key string, offset, length int64)
 // context needs.
 func (s *Store) sweep(ctx context.Context, drop func(Object) bool) (err error) {
 	mark := markPrefix + s.ID + "-" + rand.Text()
-	if err := s.bucket.WriteAll(ctx, mark, []byte("{}\n"), nil); err != nil {
-		return fmt.Errorf("write %s: %w", mark, err)
+	if err := s.note(ctx, mark); err != nil {
+		return err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)

@@ -16,6 +16,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"strings"
@@ -225,54 +226,6 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src source)
 	return ref, PutStats{Uploaded: true, Sent: sent + ref.Size}, nil
 }
 
-// writeRecipe writes a recipe unless there is one of that name: another one, of the
-// same context, may have its chunks in other packs, and whoever is reading it needs
-// those.
-func (s *Store) writeRecipe(ctx context.Context, key string, object []byte) error {
-	fill := func(w io.Writer) error {
-		_, err := w.Write(object)
-		return err
-	}
-	_, err := s.writeWith(ctx, key, &blob.WriterOptions{ContentType: contentType, IfNotExist: true}, fill)
-	if gcerrors.Code(err) == gcerrors.Unimplemented {
-		// Not every bucket can tell. Two who stage the same context at the same
-		// moment, from parts of different others, are rare.
-		_, err = s.write(ctx, key, fill)
-	}
-	return err
-}
-
-const contentType = "application/octet-stream"
-
-// write makes an object of what fill writes, whole or not at all: a blob's writer
-// that is closed keeps what it has got, unless its context is done before.
-func (s *Store) write(ctx context.Context, key string, fill func(io.Writer) error) (int64, error) {
-	return s.writeWith(ctx, key, &blob.WriterOptions{ContentType: contentType}, fill)
-}
-
-func (s *Store) writeWith(ctx context.Context, key string, opts *blob.WriterOptions, fill func(io.Writer) error) (int64, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	w, err := s.bucket.NewWriter(ctx, key, opts)
-	if err != nil {
-		return 0, fmt.Errorf("write %s: %w", key, err)
-	}
-	count := &counter{w: w}
-	err = fill(count)
-	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		cancel()
-		w.Close() // its error is that of the cancelled context
-		return 0, err
-	}
-	if err := w.Close(); err != nil {
-		return 0, fmt.Errorf("write %s: %w", key, err)
-	}
-	return count.n, nil
-}
-
 // PutFile stages the file with that name as it is, unless it is there already, and
 // returns its key.
 func (s *Store) PutFile(ctx context.Context, name string) (string, error) {
@@ -298,31 +251,30 @@ func (s *Store) PutFile(ctx context.Context, name string) (string, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return "", err
 	}
-	_, err = s.write(ctx, key, func(w io.Writer) error {
-		h := sha256.New()
-		if _, err := io.Copy(io.MultiWriter(w, h), &contextReader{ctx, f}); err != nil {
-			return fmt.Errorf("stage %s: %w", name, err)
-		}
-		if hex.EncodeToString(h.Sum(nil)) != sum {
-			return fmt.Errorf("stage %s: the file changed while it was read", name)
-		}
-		return nil
-	})
-	return key, err
+	h.Reset()
+	if err := s.write(ctx, key, &summed{f, h, sum}); err != nil {
+		return "", fmt.Errorf("stage %s: %w", name, err)
+	}
+	return key, nil
+}
+
+// A summed reader fails at its end if that was not what it should be.
+type summed struct {
+	r    io.Reader
+	h    hash.Hash
+	want string
+}
+
+func (s *summed) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	s.h.Write(b[:n])
+	if errors.Is(err, io.EOF) && hex.EncodeToString(s.h.Sum(nil)) != s.want {
+		err = errors.New("the file changed while it was read")
+	}
+	return n, err
 }
 
 func hexOf(digest string) string { return strings.TrimPrefix(digest, "sha256:") }
-
-type counter struct {
-	w io.Writer
-	n int64
-}
-
-func (c *counter) Write(b []byte) (int, error) {
-	n, err := c.w.Write(b)
-	c.n += int64(n)
-	return n, err
-}
 
 // A contextReader stops when its context is done.
 type contextReader struct {

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"sync"
 
@@ -206,10 +205,7 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 func (s *Store) writePack(ctx context.Context, ref packRef, data []byte) error {
 	wait := retryFirst
 	for attempt := 1; ; attempt++ {
-		_, err := s.write(ctx, ref.key(), func(w io.Writer) error {
-			_, err := io.Copy(w, &contextReader{ctx, bytes.NewReader(data)})
-			return err
-		})
+		err := s.write(ctx, ref.key(), bytes.NewReader(data))
 		if err == nil {
 			return nil
 		}

@@ -52,13 +52,7 @@ type server struct {
 	dieAfter   func(n int64)
 	revive     func(testing.TB)
 
-	endless bool // it tries again as long as its context lasts
-
-	// panics is true of gocloud's driver for Azure, whose Writer panics in Close when the
-	// upload has failed: the goroutine that uploads sets the field pr to nil between Close's
-	// look at it and its use (gocloud.dev v0.47.0, blob/azureblob/azureblob.go). Uploads by
-	// Bucket.Upload do not go that way.
-	panics bool
+	patient bool // it tries again for longer than a test can wait, or as long as its context lasts
 }
 
 var kinds = map[string]kind{
@@ -214,7 +208,7 @@ func startAzure(t testing.TB, r *relay) *server {
 		wrong:     func(t testing.TB) *blob.Bucket { return open(t, "staging") },
 		wrongCode: gcerrors.Unknown, // of Azurite's AuthorizationFailure, where Azure says AuthenticationFailed
 		missing:   func(t testing.TB) *blob.Bucket { return open(t, "nothing") },
-		panics:    true,
+		patient:   true,
 	}
 	k.through(t, r, func(t testing.TB) (*process, string, string) {
 		p := startProcess(t, nil, "node", filepath.Join(dir, "node_modules", "azurite", "dist", "src", "blob", "main.js"),
@@ -222,7 +216,7 @@ func startAzure(t testing.TB, r *relay) *server {
 		p.waitFor(t, "address", func() bool { return azuritePattern.MatchString(p.output.String()) })
 		address := azuritePattern.FindStringSubmatch(p.output.String())[1]
 		// Each time: Azurite writes what it knows to disk now and then, so one that
-		// is killed may have forgotten its newest container.
+		// is killed may have forgotten its newest container, and that blobs are gone.
 		createContainer(t, address, "staging")
 		return p, "tcp", address
 	})
@@ -265,7 +259,7 @@ func startGCS(t testing.TB, r *relay) *server {
 	k := &server{
 		bucket:  func(t testing.TB) *blob.Bucket { return open(t, "staging") },
 		missing: func(t testing.TB) *blob.Bucket { return open(t, "nothing") },
-		endless: true,
+		patient: true,
 	}
 	k.through(t, r, func(t testing.TB) (*process, string, string) {
 		host, port := freePort(t)
