@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/org/portainer/internal/buildctx"
 	"github.com/org/portainer/internal/dockerfile"
@@ -63,10 +62,6 @@ type DirBundler struct {
 	// ../lib. Otherwise such links stay links, as with docker build, and such a
 	// source is an error.
 	AllowOutside bool
-	// Progress, if not nil, is told how many bytes of a context have been
-	// read so far; twice, if it must be sent after it was read. It is called by
-	// one goroutine at a time.
-	Progress func(req Request, read int64)
 }
 
 var _ ContextBundler = DirBundler{}
@@ -124,9 +119,6 @@ func (b DirBundler) options(req Request) buildctx.Options {
 	if opt.Dockerfile == "" {
 		opt.Dockerfile = filepath.Join(opt.Dir, "Dockerfile")
 	}
-	if b.Progress != nil {
-		opt.Progress = func(n int64) { b.Progress(req, n) }
-	}
 	return opt
 }
 
@@ -151,18 +143,18 @@ func grafts(dir string, sources []buildctx.Source) ([]buildctx.Source, []buildct
 // rescans is how often a directory is looked at anew when it changes meanwhile.
 const rescans = 3
 
-// putContext stages the context of req. What bundler is known to read from a
-// directory is not read again where the bundler remembers it. Errors of the bundler
-// are of type *bundleError.
-func putContext(ctx context.Context, store *staging.Store, bundler ContextBundler, req Request) (staging.Ref, staging.PutStats, error) {
+// putContext stages the context of req, and meter shows how far that is. What bundler
+// is known to read from a directory is not read again where the bundler remembers
+// it. Errors of the bundler are of type *bundleError.
+func putContext(ctx context.Context, store *staging.Store, bundler ContextBundler, req Request, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
 	dir, ok := bundler.(DirBundler)
 	if !ok {
-		return store.PutContext(ctx, func(ctx context.Context, w io.Writer) error {
+		return store.Put(ctx, staging.Bundle(func(ctx context.Context, w io.Writer) error {
 			if err := bundler.Bundle(ctx, req, w); err != nil {
 				return &bundleError{err}
 			}
 			return nil
-		})
+		}), meter)
 	}
 	opt, err := dir.prepare(ctx, req)
 	if err != nil {
@@ -173,7 +165,7 @@ func putContext(ctx context.Context, store *staging.Store, bundler ContextBundle
 		if err == nil {
 			var ref staging.Ref
 			var stats staging.PutStats
-			if ref, stats, err = store.PutTree(ctx, treeOf(t, opt.Progress)); err == nil {
+			if ref, stats, err = store.Put(ctx, treeOf(t), meter); err == nil {
 				// Without the cache the next build is slower, and that is all.
 				_ = t.Save()
 				return ref, stats, nil
@@ -191,9 +183,8 @@ func putContext(ctx context.Context, store *staging.Store, bundler ContextBundle
 }
 
 // treeOf gives a scanned tree to staging.
-func treeOf(t *buildctx.Tree, progress func(int64)) staging.Tree {
+func treeOf(t *buildctx.Tree) staging.Tree {
 	tree := make(staging.Tree, len(t.Entries))
-	meter := &meter{report: progress}
 	for i := range t.Entries {
 		e := &t.Entries[i]
 		tree[i] = staging.Entry{
@@ -204,7 +195,7 @@ func treeOf(t *buildctx.Tree, progress func(int64)) staging.Tree {
 				if err != nil {
 					return nil, &bundleError{err}
 				}
-				return &meteredReader{r, meter}, nil
+				return &bundleReader{r}, nil
 			},
 			Learned: func(c []staging.Chunk) { e.Learn(staging.EncodeChunks(c)) },
 		}
@@ -212,45 +203,18 @@ func treeOf(t *buildctx.Tree, progress func(int64)) staging.Tree {
 	return tree
 }
 
-// A meter adds up what several readers read.
-type meter struct {
-	report func(int64) // nil for none
+// A bundleReader marks its errors as the bundler's.
+type bundleReader struct{ io.ReadCloser }
 
-	mu   sync.Mutex
-	n    int64
-	last int64
-}
-
-// meterStep is how many bytes go by between two reports.
-const meterStep = 1 << 20
-
-func (m *meter) add(n int) {
-	if m.report == nil {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.n += int64(n); m.n-m.last >= meterStep {
-		m.last = m.n
-		m.report(m.n)
-	}
-}
-
-type meteredReader struct {
-	io.ReadCloser
-	meter *meter
-}
-
-func (r *meteredReader) Read(b []byte) (int, error) {
+func (r *bundleReader) Read(b []byte) (int, error) {
 	n, err := r.ReadCloser.Read(b)
-	r.meter.add(n)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = &bundleError{err}
 	}
 	return n, err
 }
 
-func (r *meteredReader) Close() error {
+func (r *bundleReader) Close() error {
 	if err := r.ReadCloser.Close(); err != nil {
 		return &bundleError{err}
 	}

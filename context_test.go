@@ -68,11 +68,4 @@ func TestDirBundler(t *testing.T) {
 		require.ErrorContains(t, err, `D:3: "a.c" is not in the build context`)
 		require.ErrorContains(t, err, `D:3: "README" is not in the build context`)
 	})
-	t.Run("progress", func(t *testing.T) {
-		big := writeFiles(t, map[string]string{"f": string(make([]byte, 3<<20))})
-		var last int64
-		b := portainer.DirBundler{Progress: func(_ portainer.Request, n int64) { last = n }}
-		bundled(t, b, portainer.Request{Dir: big, Source: []byte("FROM scratch\nCOPY . /\n")})
-		require.GreaterOrEqual(t, last, int64(2<<20))
-	})
 }

@@ -241,9 +241,12 @@ func insecure(registry, from string) []string {
 // where it is.
 func (f *Framework) stage(ctx context.Context, req Request, spec *buildSpec) error {
 	began := time.Now()
+	meter := &staging.Meter{}
+	stop := f.watchStaging(ctx, spec, meter)
 	ref, stats, err := f.stager.put(ctx, func(store *staging.Store) (staging.Ref, staging.PutStats, error) {
-		return putContext(ctx, store, f.cfg.Bundler, req)
+		return putContext(ctx, store, f.cfg.Bundler, req, meter)
 	})
+	stop()
 	if err != nil {
 		return stageFailure(ctx, spec, err)
 	}

@@ -14,6 +14,7 @@ type EventKind string
 
 // The kinds of events. More may come: ignore kinds you do not know.
 const (
+	EventStaging   EventKind = "staging"   // the context is being read and sent; Progress tells how far
 	EventStaged    EventKind = "staged"    // the context is in the staging bucket; Text tells its size
 	EventQueued    EventKind = "queued"    // the build waits for an offer
 	EventWaiting   EventKind = "waiting"   // it still waits; Text says why
@@ -39,6 +40,7 @@ type Event struct {
 	Kind     EventKind
 	Time     time.Time // by the clock of the machine where it happened
 	Step     Step      // for EventStep, EventStepDone; Step.ID also for EventLog
+	Progress Progress  // for EventStaging
 	Stderr   bool      // for EventLog: the step wrote it to its standard error
 	// Text is one line without its newline. It is exactly what the step wrote:
 	// it may hold terminal escapes and need not be UTF-8.
@@ -60,7 +62,7 @@ type Step struct {
 
 // A LogSink receives the events of builds.
 //
-// HandleEvent is called in order and by one goroutine for each build, and
+// HandleEvent is called in order and by one goroutine at a time for each build, and
 // concurrently for different builds. A slow sink delays the events of its
 // build, never the build: output waits in the executor's sandbox meanwhile.
 // ctx is the one that Build or Attach was given, which waits for HandleEvent to

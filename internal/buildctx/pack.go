@@ -38,9 +38,6 @@ type Options struct {
 	CacheDir string
 	// Limit is how many bytes the files may have in all. 0 means no limit.
 	Limit int64
-	// Progress, if not nil, is called now and then with the number of bytes
-	// written so far, by the goroutine that called Pack.
-	Progress func(written int64)
 }
 
 // Pack writes the tree as a tar stream to w. The same tree gives the same bytes:
@@ -52,8 +49,7 @@ func Pack(ctx context.Context, w io.Writer, opt Options) error {
 	if err != nil {
 		return err
 	}
-	p := &packer{ctx: ctx, root: root, count: &countingWriter{w: w, report: opt.Progress}, links: map[inode]string{}}
-	p.tar = tar.NewWriter(p.count)
+	p := &packer{ctx: ctx, root: root, tar: tar.NewWriter(w), links: map[inode]string{}}
 	h, err := rootHeader(root)
 	if err != nil {
 		return err
@@ -96,7 +92,6 @@ type packer struct {
 	ctx   context.Context
 	root  string
 	tar   *tar.Writer
-	count *countingWriter
 	links map[inode]string // first path of each file that has several
 	buf   []byte
 }
@@ -188,24 +183,4 @@ func checkSame(f *os.File, e entry) error {
 		return fmt.Errorf("%s was written to: %w", e.path, ErrChanged)
 	}
 	return nil
-}
-
-// A countingWriter reports how much has gone through it.
-type countingWriter struct {
-	w       io.Writer
-	report  func(int64)
-	n, last int64
-}
-
-// reportEvery is how many bytes go between two reports of progress.
-const reportEvery = 1 << 20
-
-func (c *countingWriter) Write(b []byte) (int, error) {
-	n, err := c.w.Write(b)
-	c.n += int64(n)
-	if c.report != nil && c.n-c.last >= reportEvery {
-		c.last = c.n
-		c.report(c.n)
-	}
-	return n, err
 }

@@ -38,7 +38,7 @@ func TestOpenCached(t *testing.T) {
 	s := staging.New(bucket)
 	files := sources(3, 30, 20_000)
 	want := tarOf(t, files...)
-	ref, _, err := s.PutTree(t.Context(), treeOf(&reads, files...))
+	ref, _, err := s.Put(t.Context(), treeOf(&reads, files...), nil)
 	require.NoError(t, err)
 	c := &staging.Cache{Dir: filepath.Join(t.TempDir(), "cache")}
 
@@ -111,7 +111,7 @@ func TestCacheLimit(t *testing.T) {
 	c := &staging.Cache{Dir: t.TempDir(), Limit: 250_000}
 	var first string
 	for i := range 5 {
-		ref, _, err := s.PutTree(t.Context(), treeOf(&reads, file{"x", random(100_000)[i:] + strings.Repeat("y", i)}))
+		ref, _, err := s.Put(t.Context(), treeOf(&reads, file{"x", random(100_000)[i:] + strings.Repeat("y", i)}), nil)
 		require.NoError(t, err)
 		_, err = openCached(s, t, ref, c)
 		require.NoError(t, err)

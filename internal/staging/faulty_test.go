@@ -238,9 +238,13 @@ func testPutRetriesWhatFails(t *testing.T) {
 		}
 		return nil
 	}
-	ref, _, err := s.PutContext(t.Context(), writes(data))
+	var m staging.Meter
+	ref, stats, err := s.Put(t.Context(), staging.Bundle(writes(data)), &m)
 	require.NoError(t, err)
 	require.Zero(t, failures)
+	shown := m.Reading()
+	require.Equal(t, shown.Lacking, shown.Done, "what was sent in vain does not count as done")
+	require.Equal(t, stats.Sent+2<<20, shown.Sent)
 	require.Equal(t, ref.Key, f.writes[len(f.writes)-1], "the recipe is the last thing that is written")
 	require.NoError(t, s.Delete(t.Context(), ref))
 	require.Empty(t, f.objects)

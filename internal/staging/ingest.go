@@ -12,10 +12,10 @@ import (
 	"strings"
 )
 
-// A source is a context to be staged.
-type source interface {
+// A Source is a context to be staged: a Bundle or a Tree.
+type Source interface {
 	// recipe returns the context's recipe, without the places of its chunks.
-	recipe(ctx context.Context) (*recipe, error)
+	recipe(ctx context.Context, m *Meter) (*recipe, error)
 	// each calls fn with the data of the wanted chunks, in the order of the
 	// stream. What comes may be more than what is wanted. The data is valid
 	// during the call.
@@ -54,11 +54,14 @@ func (b *builder) finish() *recipe {
 	return &b.r
 }
 
-// A bundle is the source whose stream a function writes.
-type bundle func(ctx context.Context, w io.Writer) error
+// A Bundle is the Source whose tar stream a function writes. It is called once to
+// learn what the context is, and again to send what the bucket lacks of it; both
+// times it must write the same. It must return an error for anything it could not
+// read.
+type Bundle func(ctx context.Context, w io.Writer) error
 
 // stream calls fn with the stream. fn must read it to its end or fail.
-func (b bundle) stream(ctx context.Context, fn func(io.Reader) error) error {
+func (b Bundle) stream(ctx context.Context, fn func(io.Reader) error) error {
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
@@ -77,12 +80,13 @@ func (b bundle) stream(ctx context.Context, fn func(io.Reader) error) error {
 	return err
 }
 
-func (b bundle) recipe(ctx context.Context) (*recipe, error) {
+func (b Bundle) recipe(ctx context.Context, m *Meter) (*recipe, error) {
 	build := newBuilder()
 	err := b.stream(ctx, func(r io.Reader) error {
 		var chunks []Chunk
 		return readTar(r, &build.r.skeleton, func() { build.content(chunks); chunks = nil }, func(c Chunk, _ []byte) error {
 			chunks = append(chunks, c)
+			m.addRead(int64(c.Size))
 			return nil
 		})
 	})
@@ -92,7 +96,7 @@ func (b bundle) recipe(ctx context.Context) (*recipe, error) {
 	return build.finish(), nil
 }
 
-func (b bundle) each(ctx context.Context, _ func(Chunk) bool, fn func(Chunk, []byte) error) error {
+func (b Bundle) each(ctx context.Context, _ func(Chunk) bool, fn func(Chunk, []byte) error) error {
 	return b.stream(ctx, func(r io.Reader) error {
 		var skeleton []byte
 		return readTar(r, &skeleton, func() { skeleton = skeleton[:0] }, fn)

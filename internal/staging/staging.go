@@ -106,28 +106,29 @@ func New(b *blob.Bucket) *Store {
 	return &Store{bucket: b, ID: rand.Text(), puts: map[string]*put{}}
 }
 
-// PutContext stages the tar stream that bundle writes, unless it is there already.
+// PutContext is Put for the tar stream that bundle writes.
+func (s *Store) PutContext(ctx context.Context, bundle Bundle) (Ref, PutStats, error) {
+	return s.Put(ctx, bundle, nil)
+}
+
+// Put stages a context, unless it is there already. m, if not nil, shows how far
+// that is.
 //
-// bundle is called once to learn what the context is, and again to send what the
-// bucket lacks of it; both times it must write the same. It must return an error
-// for anything it could not read: then, and whenever ctx is done or the bucket
+// If the context cannot be read whole, and whenever ctx is done or the bucket
 // fails, nothing is left in the bucket that could be taken for a context. Errors
-// of bundle come back wrapped. Calls for the same context at the same time share
-// one upload.
+// of src come back wrapped. Calls for the same context at the same time share one
+// upload.
 //
 // The context stays until Delete, and is then removed unless another Store relies
 // on it, too.
-func (s *Store) PutContext(ctx context.Context, bundleFn func(ctx context.Context, w io.Writer) error) (Ref, PutStats, error) {
-	return s.put(ctx, bundle(bundleFn))
-}
-
-func (s *Store) put(ctx context.Context, src source) (Ref, PutStats, error) {
+func (s *Store) Put(ctx context.Context, src Source, m *Meter) (Ref, PutStats, error) {
 	for range bundlings {
-		r, err := src.recipe(ctx)
+		m.restart()
+		r, err := src.recipe(ctx, m)
 		if err != nil {
 			return Ref{}, PutStats{}, err
 		}
-		ref, stats, err := s.putRecipe(ctx, r, src)
+		ref, stats, err := s.putRecipe(ctx, r, src, m)
 		if errors.Is(err, errOther) {
 			continue
 		}
@@ -138,7 +139,7 @@ func (s *Store) put(ctx context.Context, src source) (Ref, PutStats, error) {
 }
 
 // putRecipe stages the context, or waits for someone who does.
-func (s *Store) putRecipe(ctx context.Context, r *recipe, src source) (Ref, PutStats, error) {
+func (s *Store) putRecipe(ctx context.Context, r *recipe, src Source, m *Meter) (Ref, PutStats, error) {
 	digest := r.digest()
 	for {
 		s.mu.Lock()
@@ -150,7 +151,7 @@ func (s *Store) putRecipe(ctx context.Context, r *recipe, src source) (Ref, PutS
 		s.mu.Unlock()
 		if !shared {
 			var stats PutStats
-			p.ref, stats, p.err = s.stage(ctx, digest, r, src)
+			p.ref, stats, p.err = s.stage(ctx, digest, r, src, m)
 			s.mu.Lock()
 			delete(s.puts, digest)
 			s.mu.Unlock()
@@ -170,7 +171,7 @@ func (s *Store) putRecipe(ctx context.Context, r *recipe, src source) (Ref, PutS
 }
 
 // stage makes sure that the context is in the bucket, and that it stays.
-func (s *Store) stage(ctx context.Context, digest string, r *recipe, src source) (_ Ref, _ PutStats, err error) {
+func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source, m *Meter) (_ Ref, _ PutStats, err error) {
 	ref := Ref{Key: ContextPrefix + hexOf(digest), Digest: digest}
 	if err := s.acquire(ctx, digest); err != nil {
 		return Ref{}, PutStats{}, err
@@ -200,7 +201,7 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src source)
 		return Ref{}, PutStats{}, err
 	}
 	written = true
-	sent, err := s.upload(ctx, r, src)
+	sent, err := s.upload(ctx, r, src, m)
 	if err != nil {
 		return Ref{}, PutStats{}, err
 	}
@@ -223,6 +224,7 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src source)
 	if err != nil {
 		return Ref{}, PutStats{}, err
 	}
+	m.addSent(ref.Size)
 	return ref, PutStats{Uploaded: true, Sent: sent + ref.Size}, nil
 }
 

@@ -365,7 +365,7 @@ func TestPutContextRefusesHostileEntries(t *testing.T) {
 		bucket := memblob.OpenBucket(nil)
 		_, _, err := staging.New(bucket).PutContext(t.Context(), writes(buf.Bytes()))
 		require.ErrorContains(t, err, fmt.Sprintf("%q", h.Name))
-		_, _, err = staging.New(bucket).PutTree(t.Context(), staging.Tree{{Header: h}})
+		_, _, err = staging.New(bucket).Put(t.Context(), staging.Tree{{Header: h}}, nil)
 		require.ErrorContains(t, err, fmt.Sprintf("%q", h.Name))
 		require.Empty(t, keys(t, bucket))
 		require.NoError(t, bucket.Close())

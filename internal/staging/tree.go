@@ -30,14 +30,9 @@ type Entry struct {
 // a file need not be read again. They are in the order of the stream.
 type Tree []Entry
 
-// PutTree stages the tar stream of tree, unless it is there already. It is
-// otherwise like PutContext.
-func (s *Store) PutTree(ctx context.Context, tree Tree) (Ref, PutStats, error) {
-	return s.put(ctx, tree)
-}
-
-func (t Tree) recipe(ctx context.Context) (*recipe, error) {
-	if err := t.learn(ctx); err != nil {
+func (t Tree) recipe(ctx context.Context, m *Meter) (*recipe, error) {
+	m.expect(t.size())
+	if err := t.learn(ctx, m); err != nil {
 		return nil, err
 	}
 	spans, err := t.format()
@@ -61,6 +56,17 @@ func (t Tree) recipe(ctx context.Context) (*recipe, error) {
 	}
 	build.r.skeleton = append(build.r.skeleton, endMarks[:]...)
 	return build.finish(), nil
+}
+
+// size returns the bytes of all contents.
+func (t Tree) size() int64 {
+	var n int64
+	for _, e := range t {
+		if e.Header.Typeflag == tar.TypeReg {
+			n += e.Header.Size
+		}
+	}
+	return n
 }
 
 // A span is the skeleton of some neighbouring entries.
@@ -112,13 +118,17 @@ func (t Tree) formatSpan(sp *span, from, to int) error {
 }
 
 // learn reads the files whose chunks are not known, several at a time.
-func (t Tree) learn(ctx context.Context) error {
+func (t Tree) learn(ctx context.Context, m *Meter) error {
 	work := make(chan int)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(work)
 		for i, e := range t {
-			if e.Header.Typeflag != tar.TypeReg || e.Header.Size == 0 || e.Chunks != nil {
+			if e.Header.Typeflag != tar.TypeReg || e.Header.Size == 0 {
+				continue
+			}
+			if e.Chunks != nil {
+				m.addRead(e.Header.Size)
 				continue
 			}
 			select {
@@ -137,6 +147,7 @@ func (t Tree) learn(ctx context.Context) error {
 				var chunks []Chunk
 				err := e.read(ctx, &cutter, func(c Chunk, _ []byte) error {
 					chunks = append(chunks, c)
+					m.addRead(int64(c.Size))
 					return nil
 				})
 				if err != nil {

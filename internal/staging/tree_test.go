@@ -54,13 +54,13 @@ func sources(seed uint64, n, size int) []file {
 	return files
 }
 
-func TestPutTreeIsPutContext(t *testing.T) {
+func TestPutOfATreeIsPutContext(t *testing.T) {
 	files := append(sources(1, 20, 10_000), file{"empty", ""}, file{"big", random(9 << 20)}, file{"block", random(512)})
 	var reads atomic.Int64
 	bucket := memblob.OpenBucket(nil)
 	defer bucket.Close()
 	s := staging.New(bucket)
-	ref, stats, err := s.PutTree(t.Context(), treeOf(&reads, files...))
+	ref, stats, err := s.Put(t.Context(), treeOf(&reads, files...), nil)
 	require.NoError(t, err)
 	require.True(t, stats.Uploaded)
 	got, err := readAll(t, s, ref)
@@ -73,7 +73,7 @@ func TestPutTreeIsPutContext(t *testing.T) {
 	require.False(t, stats.Uploaded)
 }
 
-func TestPutTreeReadsNothingThatIsKnown(t *testing.T) {
+func TestPutOfATreeReadsNothingThatIsKnown(t *testing.T) {
 	files := append(sources(1, 50, 3_000), file{"big", random(5 << 20)})
 	var reads atomic.Int64
 	bucket := memblob.OpenBucket(nil)
@@ -94,7 +94,7 @@ func TestPutTreeReadsNothingThatIsKnown(t *testing.T) {
 			learned.Store(0)
 		}
 	}
-	ref, _, err := s.PutTree(t.Context(), tree)
+	ref, _, err := s.Put(t.Context(), tree, nil)
 	require.NoError(t, err)
 	require.Len(t, known, len(files))
 
@@ -104,14 +104,14 @@ func TestPutTreeReadsNothingThatIsKnown(t *testing.T) {
 		tree[i].Chunks = staging.DecodeChunks(known[tree[i].Header.Name], tree[i].Header.Size)
 		require.NotNil(t, tree[i].Chunks)
 	}
-	again, stats, err := s.PutTree(t.Context(), tree)
+	again, stats, err := s.Put(t.Context(), tree, nil)
 	require.NoError(t, err)
 	require.Equal(t, ref, again)
 	require.Zero(t, reads.Load())
 	require.Zero(t, stats.Sent)
 
 	require.NoError(t, s.Delete(t.Context(), ref))
-	again, _, err = s.PutTree(t.Context(), tree)
+	again, _, err = s.Put(t.Context(), tree, nil)
 	require.NoError(t, err)
 	require.Equal(t, ref.Digest, again.Digest)
 	require.Equal(t, int64(len(files)), reads.Load(), "what must be sent again is read again")
@@ -120,19 +120,19 @@ func TestPutTreeReadsNothingThatIsKnown(t *testing.T) {
 	require.Equal(t, tarOf(t, files...), got)
 }
 
-func TestPutTreeWithWrongKnowledge(t *testing.T) {
+func TestPutOfATreeWithWrongKnowledge(t *testing.T) {
 	var reads atomic.Int64
 	bucket := memblob.OpenBucket(nil)
 	defer bucket.Close()
 	s := staging.New(bucket)
 	files := []file{{"a", "hello"}, {"b", "world"}}
 	other := treeOf(&reads, file{"a", "other"})
-	_, _, err := s.PutTree(t.Context(), other)
+	_, _, err := s.Put(t.Context(), other, nil)
 	require.NoError(t, err)
 	before := keys(t, bucket)
 	tree := treeOf(&reads, files...)
 	tree[1].Chunks = []staging.Chunk{{Sum: [32]byte{1}, Size: 5}}
-	_, _, err = s.PutTree(t.Context(), tree)
+	_, _, err = s.Put(t.Context(), tree, nil)
 	require.ErrorIs(t, err, staging.ErrChanged)
 	require.Equal(t, before, keys(t, bucket))
 }
@@ -156,7 +156,7 @@ func TestOneChangedFileSendsLittle(t *testing.T) {
 	var reads atomic.Int64
 	bucket := memblob.OpenBucket(nil)
 	defer bucket.Close()
-	first, stats, err := staging.New(bucket).PutTree(t.Context(), treeOf(&reads, files...))
+	first, stats, err := staging.New(bucket).Put(t.Context(), treeOf(&reads, files...), nil)
 	require.NoError(t, err)
 	whole := stats.Sent
 	packs := len(objects(t, bucket, staging.PackPrefix))
@@ -168,7 +168,7 @@ func TestOneChangedFileSendsLittle(t *testing.T) {
 		files = slices.Clone(files)
 		files[k].content = fmt.Sprintf("changed %d\n%s", i, files[k].content)
 		s := staging.New(bucket)
-		ref, stats, err := s.PutTree(t.Context(), treeOf(&reads, files...))
+		ref, stats, err := s.Put(t.Context(), treeOf(&reads, files...), nil)
 		require.NoError(t, err)
 		require.True(t, stats.Uploaded)
 		require.Less(t, stats.Sent*50, whole, "more than 2%% were sent after change %d", i)
@@ -184,11 +184,11 @@ func TestOneChangedFileSendsLittle(t *testing.T) {
 
 	// An insertion in a large file moves little.
 	big := sources(2, 1, 8<<20)
-	ref, stats, err := staging.New(bucket).PutTree(t.Context(), treeOf(&reads, big...))
+	ref, stats, err := staging.New(bucket).Put(t.Context(), treeOf(&reads, big...), nil)
 	require.NoError(t, err)
 	all := stats.Sent
 	big[0].content = big[0].content[:3<<20] + "inserted" + big[0].content[3<<20:]
-	changed, stats, err := staging.New(bucket).PutTree(t.Context(), treeOf(&reads, big...))
+	changed, stats, err := staging.New(bucket).Put(t.Context(), treeOf(&reads, big...), nil)
 	require.NoError(t, err)
 	require.Less(t, stats.Sent*2, all)
 	require.NotEqual(t, ref, changed)
@@ -211,9 +211,9 @@ func TestDeleteKeepsSharedPacks(t *testing.T) {
 	one, two := sources(1, 40, 10_000), sources(1, 40, 10_000)
 	two[3].content += "!"
 	s := staging.New(bucket)
-	a, _, err := s.PutTree(t.Context(), treeOf(&reads, one...))
+	a, _, err := s.Put(t.Context(), treeOf(&reads, one...), nil)
 	require.NoError(t, err)
-	b, _, err := s.PutTree(t.Context(), treeOf(&reads, two...))
+	b, _, err := s.Put(t.Context(), treeOf(&reads, two...), nil)
 	require.NoError(t, err)
 	list, err := s.List(t.Context())
 	require.NoError(t, err)
@@ -236,7 +236,7 @@ func TestGCKeepsWhatIsUsed(t *testing.T) {
 	bucket := memblob.OpenBucket(nil)
 	defer bucket.Close()
 	s := staging.New(bucket)
-	ref, _, err := s.PutTree(t.Context(), treeOf(&reads, sources(1, 5, 1000)...))
+	ref, _, err := s.Put(t.Context(), treeOf(&reads, sources(1, 5, 1000)...), nil)
 	require.NoError(t, err)
 	removed, err := s.GC(t.Context(), time.Hour)
 	require.NoError(t, err)
@@ -272,7 +272,7 @@ func TestManyStoresOnOneBucket(t *testing.T) {
 			k := r.IntN(len(files))
 			files[k].content = fmt.Sprint(r.IntN(4), files[k].content)
 			var reads atomic.Int64
-			ref, _, err := s.PutTree(context.Background(), treeOf(&reads, files...))
+			ref, _, err := s.Put(context.Background(), treeOf(&reads, files...), nil)
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"sync"
 
@@ -29,6 +30,7 @@ const (
 type uploader struct {
 	store *Store
 	r     *recipe
+	meter *Meter
 
 	encoders sync.Pool
 	sent     int64 // valid when all is done
@@ -44,17 +46,20 @@ type pressed struct {
 }
 
 // upload sends the chunks of r that have no place yet, and gives them one.
-func (s *Store) upload(ctx context.Context, r *recipe, src source) (int64, error) {
+func (s *Store) upload(ctx context.Context, r *recipe, src Source, m *Meter) (int64, error) {
 	missing := map[[sha256.Size]byte]int{}
+	var size int64
 	for i, p := range r.places {
 		if p.block < 0 {
 			missing[r.chunks[i].Sum] = i
+			size += int64(r.chunks[i].Size)
 		}
 	}
 	if len(missing) == 0 {
 		return 0, nil
 	}
-	u := &uploader{store: s, r: r}
+	m.lack(size)
+	u := &uploader{store: s, r: r, meter: m}
 	u.encoders.New = func() any {
 		z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
 		if err != nil {
@@ -99,7 +104,7 @@ func (s *Store) upload(ctx context.Context, r *recipe, src source) (int64, error
 }
 
 // read cuts what is missing into blocks.
-func (u *uploader) read(ctx context.Context, missing map[[sha256.Size]byte]int, src source, emit func(raw []byte, chunks, places []int) error) error {
+func (u *uploader) read(ctx context.Context, missing map[[sha256.Size]byte]int, src Source, emit func(raw []byte, chunks, places []int) error) error {
 	var raw []byte
 	var chunks, places []int
 	flush := func() error {
@@ -165,16 +170,20 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(uploads)
 	var buf []byte
+	var size int64 // of the content in buf
 	flush := func() {
 		if len(buf) == 0 {
 			return
 		}
 		data := buf
-		buf = nil
+		content := size
+		buf, size = nil, 0
 		ref := packRef{sha256.Sum256(data), int64(len(data))}
 		u.r.packs = append(u.r.packs, ref)
 		u.sent += ref.size
-		g.Go(func() error { return u.store.writePack(ctx, ref, data) })
+		g.Go(func() error {
+			return u.store.writePack(ctx, ref, data, &sending{m: u.meter, size: content, length: ref.size})
+		})
 	}
 	for p := range ordered {
 		select {
@@ -191,6 +200,7 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 		}
 		u.r.blocks = append(u.r.blocks, bl)
 		buf = append(buf, p.data...)
+		size += int64(p.size)
 		if len(buf) >= packSize {
 			flush()
 		}
@@ -202,13 +212,14 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 }
 
 // writePack sends one pack, and tries again when the bucket fails.
-func (s *Store) writePack(ctx context.Context, ref packRef, data []byte) error {
+func (s *Store) writePack(ctx context.Context, ref packRef, data []byte, on *sending) error {
 	wait := retryFirst
 	for attempt := 1; ; attempt++ {
-		err := s.write(ctx, ref.key(), bytes.NewReader(data))
+		err := s.write(ctx, ref.key(), io.TeeReader(bytes.NewReader(data), on))
 		if err == nil {
 			return nil
 		}
+		on.undo()
 		if ctx.Err() != nil || attempt >= retries || !retriable(err) {
 			return fmt.Errorf("send a part of the context: %w", err)
 		}
