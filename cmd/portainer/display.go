@@ -21,12 +21,15 @@ type display struct {
 	several bool // set before the first event
 	quiet   bool // show only what goes wrong
 	lines   *portainer.WriterSink
+	staging *stagingBar
 
 	mu    sync.Mutex
 	tails map[portainer.BuildID]*tail // of builds whose output is hidden
 }
 
-func newDisplay(w io.Writer, raw, quiet bool) *display {
+// newDisplay returns a display on w. If status is not nil, it shows a line that is
+// redrawn, for what goes on right now.
+func newDisplay(w io.Writer, raw, quiet bool, status func(string)) *display {
 	d := &display{quiet: quiet, tails: map[portainer.BuildID]*tail{}}
 	d.lines = portainer.NewWriterSink(w).WithPrefix(func(ev portainer.Event) string {
 		prefix := ""
@@ -38,12 +41,17 @@ func newDisplay(w io.Writer, raw, quiet bool) *display {
 		}
 		return prefix
 	})
+	d.staging = newStagingBar(d.lines, status)
 	return d
 }
 
 // HandleEvent implements portainer.LogSink.
 func (d *display) HandleEvent(ctx context.Context, ev portainer.Event) {
+	if !d.quiet {
+		d.staging.HandleEvent(ctx, ev)
+	}
 	switch {
+	case ev.Kind == portainer.EventStaging:
 	case ev.Kind == portainer.EventFailed: // the program says so itself
 	case ev.Kind == portainer.EventSucceeded && !d.quiet: // so does its standard output
 	case !d.quiet || ev.Kind == portainer.EventRetrying:

@@ -27,7 +27,7 @@ func aBuild(id portainer.BuildID, image string) []portainer.Event {
 func TestPlainDisplay(t *testing.T) {
 	show := func(raw, several bool) []string {
 		var out strings.Builder
-		sink := newDisplay(&out, raw, false)
+		sink := newDisplay(&out, raw, false, nil)
 		sink.several = several
 		for _, ev := range aBuild("1", "r/a") {
 			sink.HandleEvent(t.Context(), ev)
@@ -43,7 +43,7 @@ func TestPlainDisplay(t *testing.T) {
 
 func TestQuietDisplayShowsTheEndOfWhatFailed(t *testing.T) {
 	var out strings.Builder
-	quiet := newDisplay(&out, false, true)
+	quiet := newDisplay(&out, false, true, nil)
 	quiet.several = true
 	for i := range tailLines + 3 {
 		quiet.HandleEvent(t.Context(), portainer.Event{

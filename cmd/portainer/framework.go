@@ -55,7 +55,8 @@ func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&c.queueTimeout, "queue-timeout", 0, "how long a build may wait for an offer (default: no limit)")
 	f.DurationVar(&c.connectTimeout, "connect-timeout", 10*time.Second, "how long to try to reach a master; 0 means for ever")
 	f.BoolVar(&c.stream, "stream", false, "show the output of steps exactly as they write it, without step numbers")
-	f.StringVar(&c.progress, "progress", "plain", "plain shows each step and its output, quiet only what fails")
+	f.StringVar(&c.progress, "progress", "auto", "plain shows each step and its output, quiet only what fails, tty also a line that tells\n"+
+		"how far the staging of contexts is, and is redrawn; auto is tty on a terminal, else plain")
 	f.StringVar(&c.metadataFile, "metadata-file", "", "write what was built to this file, as JSON")
 }
 
@@ -72,8 +73,10 @@ func normalizeFlag(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 
 // check refuses flags that cannot be meant together.
 func (c *frameworkCommand) check() error {
-	if c.progress != "plain" && c.progress != "quiet" {
-		return usagef("--progress is plain or quiet, not %q", c.progress)
+	switch c.progress {
+	case "auto", "plain", "quiet", "tty":
+	default:
+		return usagef("--progress is auto, plain, quiet or tty, not %q", c.progress)
 	}
 	if c.stream && c.progress == "quiet" {
 		return usagef("--stream shows the output that --progress quiet hides: give one of them")
@@ -195,7 +198,12 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	if err != nil {
 		return err
 	}
-	show := newDisplay(c.stderr, c.stream, c.progress == "quiet")
+	var status func(string)
+	if c.progress == "tty" || c.progress == "auto" && c.console.terminal() {
+		status = c.console.show
+		defer status("")
+	}
+	show := newDisplay(c.stderr, c.stream, c.progress == "quiet", status)
 	framework, err := portainer.New(portainer.Config{
 		Master:          site.master,
 		Name:            c.name,

@@ -30,6 +30,8 @@ type invocation struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	abort          <-chan struct{} // closed when the user will not wait for tidying up
+
+	console *console // what run makes of stderr
 }
 
 // globals are the flags that every command takes, before or after its name.
@@ -51,6 +53,8 @@ type globals struct {
 
 // run carries out one command line and returns the exit code.
 func run(ctx context.Context, inv invocation) int {
+	inv.console = newConsole(inv.stderr)
+	inv.stdout, inv.stderr = inv.console.beside(inv.stdout), inv.console
 	args, err := expandArgs(inv.args)
 	if err == nil {
 		root := newRoot(inv)
