@@ -42,8 +42,9 @@ func (e *Error) Unwrap() error { return e.Err }
 type Options struct {
 	// Args are the build arguments (ARG) that will be given to the engine.
 	Args map[string]string
-	// Contexts are the names of further build contexts. A FROM or --from that
-	// names one of them names no image.
+	// Contexts are the names of further build contexts, as ContextName returns
+	// them. A FROM or --from that names one of them names no image, and a stage of
+	// that name is not built: the context takes its place.
 	Contexts []string
 }
 
@@ -73,6 +74,7 @@ type Stage struct {
 	Platform string // of --platform, as written
 	Line     int    // of FROM
 	parent   int    // index of the stage it is based on, or -1
+	replaced bool   // by a further build context of that name
 }
 
 // Parse reads a Dockerfile. name is what messages call it.

@@ -113,6 +113,10 @@ func TestRender(t *testing.T) {
 		{name: "given arguments", text: "ARG B=busybox\nFROM $B\n", want: "ARG B=busybox\nFROM $B\n", opt: dockerfile.Options{Args: map[string]string{"B": "reg:1/b"}}},
 		{name: "platform arguments", text: "FROM --platform=$BUILDPLATFORM tool-$TARGETARCH\n", want: "FROM --platform=$BUILDPLATFORM mirror:5000/tool-$TARGETARCH\n"},
 		{name: "named contexts", text: "FROM base\nCOPY --from=lib a b\n", want: "FROM base\nCOPY --from=lib a b\n", opt: dockerfile.Options{Contexts: []string{"base", "lib"}}},
+		{name: "named contexts in other words", text: "FROM docker.io/library/base:latest\nFROM lib:2 AS x\nCOPY --from=team/lib a b\nCOPY --from=lib:1 a b\nCOPY --from=lib:3 a b\n",
+			want: "FROM docker.io/library/base:latest\nFROM mirror:5000/lib:2 AS x\nCOPY --from=team/lib a b\nCOPY --from=lib:1 a b\nCOPY --from=mirror:5000/lib:3 a b\n",
+			opt:  dockerfile.Options{Contexts: []string{"base", "team/lib", "lib:1"}}},
+		{name: "stage replaced", text: "FROM a AS base\nRUN x\nFROM base\n", want: "FROM a AS base\nRUN x\nFROM base\n", opt: dockerfile.Options{Contexts: []string{"base"}}},
 		{name: "copy from", text: "FROM a\nCOPY --chown=1 --from=busybox:1 /a \"--from=b\"\nCOPY --from='q' a b\nCOPY --from=r.io/q a b\n",
 			want: "FROM mirror:5000/a\nCOPY --chown=1 --from=mirror:5000/busybox:1 /a \"--from=b\"\nCOPY --from='mirror:5000/q' a b\nCOPY --from=r.io/q a b\n"},
 		{name: "run mount", text: "FROM a AS s\nRUN --mount=from=busybox,target=/b --mount=type=cache,target=/c,from=s --mount=type=bind,\"from=x\" --network=none echo --mount=from=no\n",
@@ -176,6 +180,53 @@ func TestSources(t *testing.T) {
 			require.Equal(t, tt.want, f.Sources())
 			require.Equal(t, tt.uses, f.UsesContext())
 		})
+	}
+}
+
+// TestReplacedStages checks that a further context takes the place of a stage of its
+// name: what the stage copies is not needed, what it bequeaths is.
+func TestReplacedStages(t *testing.T) {
+	const text = "FROM scratch AS base\nCOPY a /\nFROM img AS Build\nENV D=d\nCOPY b /\nONBUILD COPY c /\nRUN --mount=from=tool,target=/t --mount=source=s,target=/s x\n" +
+		"FROM build\nARG D=e\nCOPY $D /\nCOPY --from=base /a /\n"
+	f, err := mustParse(t, text).With(dockerfile.Options{Contexts: []string{"build", "tool"}})
+	require.NoError(t, err)
+	require.Equal(t, []dockerfile.Source{
+		{Instruction: "COPY", Path: "a", Line: 2, Sure: true},
+		{Instruction: "COPY", Path: "c", Line: 6, Stage: 1, Sure: true, OnBuild: true},
+		{Instruction: "COPY", Path: "e", Line: 10, Stage: 2},
+	}, f.Sources())
+	require.Empty(t, f.Bases())
+	target, err := f.TargetSources("")
+	require.NoError(t, err)
+	require.Len(t, target, 2)
+	target, err = f.TargetSources("build")
+	require.NoError(t, err)
+	require.Empty(t, target)
+}
+
+func TestContextName(t *testing.T) {
+	for name, want := range map[string]string{
+		"lib": "lib", "alpine:latest": "alpine", "docker.io/library/alpine": "alpine", "alpine:3": "alpine:3",
+		"team/app": "team/app", "host:5000/app": "host:5000/app",
+	} {
+		got, err := dockerfile.ContextName(name)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	for _, bad := range []string{"", "Lib", "scratch", "context", "a b"} {
+		_, err := dockerfile.ContextName(bad)
+		require.Error(t, err, bad)
+	}
+}
+
+func TestIsRemoteContext(t *testing.T) {
+	for _, s := range []string{
+		"https://host/repo.git#main:dir", "http://host/a.tar.gz", "git://host/repo", "ssh://git@host/repo.git", "git@host:team/repo.git#v1", "github.com/team/repo",
+	} {
+		require.True(t, dockerfile.IsRemoteContext(s), s)
+	}
+	for _, s := range []string{"", "-", ".", "Dockerfile", "a/github.com/b", "docker-image://x", "C:\\x", "host:dir"} {
+		require.False(t, dockerfile.IsRemoteContext(s), s)
 	}
 }
 

@@ -93,10 +93,14 @@ func (f *File) resolveStages() []error {
 			if err != nil {
 				problems = append(problems, &Error{File: f.name, Line: n.StartLine, Err: err})
 			}
-			f.stages = append(f.stages, Stage{
+			stage := Stage{
 				Index: len(f.stages), Name: strings.ToLower(st.Name), Base: base, Platform: st.Platform,
 				Line: n.StartLine, parent: f.findStage(base, len(f.stages)),
-			})
+			}
+			if stage.replaced = f.isContext(stage.Name); stage.replaced {
+				stage.parent = -1
+			}
+			f.stages = append(f.stages, stage)
 		}
 	}
 	return problems

@@ -83,7 +83,7 @@ func (f *File) imagePlaces(lines [][]byte, n *parser.Node, stage *int) ([]int, e
 	if name == command.From {
 		*stage++
 		s := f.stages[*stage]
-		if arg < 0 || s.parent >= 0 || !f.wantsRegistry(s.Base) {
+		if arg < 0 || s.parent >= 0 || s.replaced || !f.wantsRegistry(s.Base) {
 			return nil, nil
 		}
 		return []int{arg}, nil
@@ -122,7 +122,7 @@ func (f *File) isImage(ref string) bool {
 // wantsRegistry reports whether ref, which is no stage, names an image without
 // saying where it is.
 func (f *File) wantsRegistry(ref string) bool {
-	if ref == "" || ref == "scratch" || strings.HasPrefix(ref, "/") || strings.Contains(ref, "$") || slices.Contains(f.opt.Contexts, ref) {
+	if ref == "" || ref == "scratch" || strings.HasPrefix(ref, "/") || strings.Contains(ref, "$") || f.isContext(ref) {
 		return false
 	}
 	return !hasRegistry(ref)
@@ -176,7 +176,7 @@ type Base struct {
 func (f *File) Bases() []Base {
 	var bases []Base
 	add := func(ref string, line int) {
-		if ref == "" || ref == "scratch" || slices.Contains(f.opt.Contexts, ref) {
+		if ref == "" || ref == "scratch" || f.isContext(ref) {
 			return
 		}
 		if !slices.ContainsFunc(bases, func(b Base) bool { return b.Ref == ref }) {
@@ -192,7 +192,7 @@ func (f *File) Bases() []Base {
 		switch c := cmd.(type) {
 		case *instructions.Stage:
 			stage++
-			if s := f.stages[stage]; s.parent < 0 {
+			if s := f.stages[stage]; s.parent < 0 && !s.replaced {
 				add(s.Base, s.Line)
 			}
 		case *instructions.CopyCommand:

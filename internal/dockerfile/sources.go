@@ -3,7 +3,6 @@ package dockerfile
 import (
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -92,6 +91,9 @@ func (f *File) needs(i int) map[int]bool {
 			}
 		}
 		for _, name := range names {
+			if f.stages[stage].replaced {
+				break // it is not run
+			}
 			if k, err := strconv.Atoi(name); err == nil && k >= 0 && k < len(f.stages) {
 				deps[stage] = append(deps[stage], k)
 			} else if k := f.findStage(name, len(f.stages)); k >= 0 {
@@ -143,7 +145,7 @@ type sourceWalk struct {
 func (w *sourceWalk) scratch(stage int) bool {
 	for ; stage >= 0; stage = w.f.stages[stage].parent {
 		if s := w.f.stages[stage]; s.parent < 0 {
-			return s.Base == "scratch"
+			return s.Base == "scratch" && !s.replaced
 		}
 	}
 	return false
@@ -161,6 +163,9 @@ func (w *sourceWalk) visit(cmd any, line int, onBuild bool) {
 	}
 	if w.stage < 0 {
 		return
+	}
+	if _, ok := cmd.(*instructions.OnbuildCommand); !ok && !onBuild && w.f.stages[w.stage].replaced {
+		return // it is not run, but what it has for others is
 	}
 	env := w.envs[w.stage]
 	switch c := cmd.(type) {
@@ -239,16 +244,4 @@ func (w *sourceWalk) visitOnBuild(expression string, line int) {
 			}
 		}
 	}
-}
-
-var scpLike = regexp.MustCompile(`^[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:`)
-
-// isRemote reports whether ADD fetches src by itself: a URL, or a git repository.
-func isRemote(src string) bool {
-	for _, scheme := range []string{"http://", "https://", "git://", "ssh://"} {
-		if strings.HasPrefix(src, scheme) {
-			return true
-		}
-	}
-	return scpLike.MatchString(src)
 }
