@@ -56,6 +56,17 @@ type Request struct {
 	// Dockerfile, which otherwise only serves as a name in messages. Not
 	// modified.
 	Source []byte
+	// Bundler makes the build context. nil means Config.Bundler. It is not used
+	// when the Dockerfile takes nothing from the context.
+	Bundler ContextBundler
+	// Remote is the URL of a build context that the engine fetches by itself, in
+	// place of Dir: a git repository, as "https://host/repo.git#ref:directory",
+	// "git://…", "ssh://…" or "git@host:…", or an archive or a Dockerfile at an
+	// http or https URL. Nothing of it passes through this machine. Unless Source
+	// is given, Dockerfile names a file in it, and nothing is known of that file
+	// here: its metadata is not read, and From cannot be applied. Access is by the
+	// Secrets GIT_AUTH_TOKEN or GIT_AUTH_HEADER, never by a password in the URL.
+	Remote string
 
 	// From is the registry that FROM instructions without one of their own are
 	// pulled from. "" leaves them alone.
@@ -142,7 +153,7 @@ func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 	err = f.ask(ctx, func(l *loop) { l.submit(*spec, box) })
 	if err != nil {
 		// The loop knows nothing of this build, so it cannot clean up after it.
-		f.unstage(spec.task.Context)
+		f.unstage(&spec.task)
 		f.sweepStaging(context.WithoutCancel(ctx), spec.id)
 		failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseQueue, Class: classOfEnd(ctx), Err: err}
 		f.announceFailure(ctx, failure)

@@ -160,6 +160,11 @@ func putContext(ctx context.Context, store *staging.Store, bundler ContextBundle
 	if err != nil {
 		return staging.Ref{}, staging.PutStats{}, &bundleError{err}
 	}
+	return putDir(ctx, store, dir, opt, meter)
+}
+
+// putDir is putContext for the directory of opt.
+func putDir(ctx context.Context, store *staging.Store, dir DirBundler, opt buildctx.Options, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
 	for attempt := 1; ; attempt++ {
 		t, err := dir.scan(ctx, opt)
 		if err == nil {
@@ -238,7 +243,7 @@ func localSources(req Request) ([]buildctx.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if f, err = f.With(dockerfile.Options{Args: req.Args}); err != nil {
+	if f, err = f.With(dockerfileOptions(req)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	found, err := f.TargetSources(req.Target)

@@ -25,6 +25,7 @@ const (
 	ClassPreempted Class = "preempted" // the agent was drained
 	ClassStaging   Class = "staging"   // the staging bucket could not be used
 	ClassCancelled Class = "cancelled" // the caller gave up
+	ClassContext   Class = "context"   // a base image needs the build context, which was not sent
 )
 
 // Retriable reports whether another attempt on another agent can help.

@@ -24,7 +24,10 @@ type Options struct {
 	// "type=registry,ref=host/team/app:cache,mode=max", as docker buildx has it.
 	CacheFrom, CacheTo []string
 	// BuildContexts are further contexts by the name that FROM and COPY --from
-	// use: "docker-image://<reference>", or the URL of a git repository or archive.
+	// use: "docker-image://<reference>", the URL of a git repository or of a file,
+	// or a directory on this machine, which is bundled as DirBundler does it, with
+	// the .dockerignore in its root, and staged. A context that has the name of a
+	// stage or an image takes its place.
 	BuildContexts map[string]string
 	// Annotations are added to the image's manifest.
 	Annotations map[string]string
@@ -60,6 +63,7 @@ func (e Engine) Check(req Request) error {
 	err := able(&wire.Task{
 		Engine:     wire.Engine{Kind: e.Kind, Host: e.Host},
 		Dockerfile: req.Source,
+		Remote:     req.Remote,
 		Network:    req.Network,
 		AddHosts:   req.AddHosts,
 		Options:    wire.Options(req.Options),
@@ -75,7 +79,9 @@ func able(task *wire.Task) error {
 	if err := errors.Join(ability.CheckRun(task.Network, task.AddHosts), ability.Check(task.Options)); err != nil {
 		return err
 	}
-	asked := ability.Build{Script: script.Read(task.Dockerfile), Options: task.Options}
+	asked := ability.Build{
+		Script: script.Read(task.Dockerfile), Options: task.Options, Remote: task.Remote != "", OwnText: len(task.Dockerfile) > 0,
+	}
 	builders, name := ability.Of(task.Engine)
 	_, err := asked.Choose(builders, name)
 	return err

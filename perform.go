@@ -148,7 +148,7 @@ func (l *loop) notifyEnded(actions []action) {
 
 // release removes the staged context of b, if no other build uses it.
 func (l *loop) release(b *build) {
-	l.f.unstage(b.task.Context)
+	l.f.unstage(&b.task)
 	l.cleanup.Go(func() { l.f.sweepStaging(l.cleanupCtx, b.id) })
 }
 

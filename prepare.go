@@ -20,7 +20,6 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/org/portainer/internal/dockerfile"
-	"github.com/org/portainer/internal/staging"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -46,15 +45,12 @@ func (f *Framework) prepare(ctx context.Context, req Request) (*buildSpec, error
 	if failure := f.needSecrets(ctx, req, spec); failure != nil {
 		return nil, failure
 	}
-	if !file.UsesContext() {
-		return spec, nil
-	}
-	if f.stager == nil {
-		failure.Err = fmt.Errorf("%s: it uses local sources, but no staging bucket is configured", spec.file)
+	inputs, err := f.inputs(req, spec, file)
+	if err != nil {
+		failure.Err = err
 		return nil, failure
 	}
-	if err := f.stage(ctx, req, spec); err != nil {
-		f.sweepStaging(context.WithoutCancel(ctx), spec.id) // this put may have kept another's sweep away
+	if err := f.stage(ctx, spec, inputs); err != nil {
 		return nil, err
 	}
 	return spec, nil
@@ -86,17 +82,21 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	if err := locate(req); err != nil {
 		return nil, nil, err
 	}
-	file, err := dockerfile.Parse(req.Dockerfile, req.Source)
-	if err != nil {
+	var err error
+	if req.Options.BuildContexts, err = namedContexts(req.Options.BuildContexts); err != nil {
 		return nil, nil, err
 	}
-	if file, err = file.With(dockerfile.Options{Args: req.Args, Contexts: slices.Collect(maps.Keys(req.Options.BuildContexts))}); err != nil {
+	file, err := parse(req)
+	if err != nil {
 		return nil, nil, err
 	}
 	if _, err := file.Target(req.Target); err != nil {
 		return nil, file, err
 	}
 	spec := &buildSpec{id: req.ID, file: req.Dockerfile, maxAttempts: f.cfg.MaxAttempts, oomRetryMB: f.cfg.OOMRetryMemMB}
+	if elsewhere(req) {
+		spec.file = req.Remote
+	}
 	for _, c := range req.Constraints {
 		if _, err := newRule(c); err != nil {
 			return nil, file, err
@@ -109,14 +109,18 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: cmp.Or(req.Resources.GPUs, f.cfg.Resources.GPUs),
 	}
 	spec.resources = wanted.Add(executorShare)
-	if err := checkNames(&spec.task, req.Dockerfile); err != nil {
+	if err := checkNames(&spec.task, spec.file); err != nil {
 		return nil, file, err
 	}
 	if err := checkAmounts(wanted); err != nil {
-		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
+		return spec, file, fmt.Errorf("%s: %w", spec.file, err)
 	}
 	from := cmp.Or(req.From, f.cfg.From)
-	spec.registries = registriesOf(spec.task.Registry, from, file)
+	if from != "" && elsewhere(req) {
+		return spec, file, fmt.Errorf("%s: its Dockerfile cannot be read here, so base images cannot be had from %s: let it name its registries, "+
+			"or take the text of the Dockerfile from here and only the context from there", spec.file, from)
+	}
+	spec.registries = registriesOf(spec.task.Registry, from, file, req)
 	text, err := file.Render(from)
 	if err != nil {
 		return spec, file, err
@@ -135,8 +139,35 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	return spec, file, nil
 }
 
+// parse reads the text of the Dockerfile, if it is here.
+func parse(req *Request) (*dockerfile.File, error) {
+	if elsewhere(req) {
+		return dockerfile.Unknown(req.Dockerfile), nil
+	}
+	file, err := dockerfile.Parse(req.Dockerfile, req.Source)
+	if err != nil {
+		return nil, err
+	}
+	return file.With(dockerfileOptions(*req))
+}
+
+// dockerfileOptions are what a request says about its Dockerfile. The names of
+// contexts that cannot be names match nothing.
+func dockerfileOptions(req Request) dockerfile.Options {
+	opt := dockerfile.Options{Args: req.Args}
+	for name := range req.Options.BuildContexts {
+		if name, err := dockerfile.ContextName(name); err == nil {
+			opt.Contexts = append(opt.Contexts, name)
+		}
+	}
+	return opt
+}
+
 // locate fills in the paths and the text of the Dockerfile.
 func locate(req *Request) error {
+	if req.Remote != "" {
+		return locateRemote(req)
+	}
 	switch {
 	case req.Dockerfile == "" && req.Dir == "" && req.Source == nil:
 		return errors.New("no Dockerfile: give Dir, Dockerfile or Source")
@@ -178,6 +209,7 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		AddHosts:   slices.Clone(req.AddHosts),
 		NoCache:    req.NoCache,
 		Pull:       req.Pull,
+		Remote:     req.Remote,
 		Options:    wire.Options(req.Options),
 		CPUs:       cmp.Or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
 		MemMB:      cmp.Or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
@@ -235,60 +267,6 @@ func insecure(registry, from string) []string {
 		return []string{registry}
 	}
 	return []string{registry, host}
-}
-
-// stage bundles the context of req into the staging bucket and notes in spec
-// where it is.
-func (f *Framework) stage(ctx context.Context, req Request, spec *buildSpec) error {
-	began := time.Now()
-	meter := &staging.Meter{}
-	stop := f.watchStaging(ctx, spec, meter)
-	ref, stats, err := f.stager.put(ctx, func(store *staging.Store) (staging.Ref, staging.PutStats, error) {
-		return putContext(ctx, store, f.cfg.Bundler, req, meter)
-	})
-	stop()
-	if err != nil {
-		return stageFailure(ctx, spec, err)
-	}
-	spec.task.Context = &wire.Context{BucketURL: f.cfg.StagingURL, Key: ref.Key, Size: ref.Size, Digest: ref.Digest}
-	ev := Event{Build: spec.id, Image: spec.image, Kind: EventStaged, Time: time.Now()}
-	ev.Text = describeStaging(stats, time.Since(began))
-	f.cfg.Logs.HandleEvent(ctx, ev)
-	return nil
-}
-
-// bundleError marks an error of the bundler, as against one of the bucket.
-type bundleError struct{ err error }
-
-func (e *bundleError) Error() string { return e.err.Error() }
-func (e *bundleError) Unwrap() error { return e.err }
-
-// stageFailure tells whose fault err is.
-func stageFailure(ctx context.Context, spec *buildSpec, err error) *BuildError {
-	failure := &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseStage, Class: ClassStaging, Err: err}
-	var bundling *bundleError
-	switch {
-	case ctx.Err() != nil:
-		failure.Class, failure.Err = classOfEnd(ctx), context.Cause(ctx)
-	case errors.As(err, &bundling):
-		failure.Phase, failure.Class, failure.Err = PhaseBundle, ClassInvalid, bundling.err
-	}
-	return failure
-}
-
-func describeStaging(stats staging.PutStats, took time.Duration) string {
-	if !stats.Uploaded {
-		return fmt.Sprintf("context of %s is staged already (%v)", units.BytesSize(float64(stats.TarSize)), took.Round(time.Millisecond))
-	}
-	return fmt.Sprintf("context of %s staged, %s sent (%v)",
-		units.BytesSize(float64(stats.TarSize)), units.BytesSize(float64(stats.Sent)), took.Round(time.Millisecond))
-}
-
-// unstage lets go of a staged context. The object goes when nobody uses it.
-func (f *Framework) unstage(c *wire.Context) {
-	if c != nil && f.stager != nil {
-		f.stager.release(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
-	}
 }
 
 // sweepTimeout bounds how long the removal of staged contexts is waited for.

@@ -249,7 +249,7 @@ func TestPrepareStages(t *testing.T) {
 	require.Contains(t, (*events)[1].Text, "staged already")
 
 	for _, spec := range []*buildSpec{first, second} {
-		f.unstage(spec.task.Context)
+		f.unstage(&spec.task)
 		f.sweepStaging(t.Context(), spec.id)
 	}
 	there, err = f.cfg.Staging.Exists(t.Context(), c.Key)

@@ -35,8 +35,10 @@ func (f *Framework) openState() error {
 	f.state, f.past = s, past
 	f.cfg.FrameworkID = cmp.Or(f.cfg.FrameworkID, id)
 	for i := range past {
-		if c := past[i].Task.Context; c != nil && f.stager != nil {
-			f.stager.adopt(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
+		for _, c := range past[i].Task.Staged() {
+			if f.stager != nil {
+				f.stager.adopt(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
+			}
 		}
 	}
 	return nil

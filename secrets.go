@@ -50,15 +50,27 @@ type CredentialsFunc func(ctx context.Context, registries ...string) (map[string
 const credentialsTimeout = 30 * time.Second
 
 // registriesOf lists the registries that a build speaks to: the one it pushes to
-// and those of its base images.
-func registriesOf(registry, from string, file *dockerfile.File) []string {
+// and those of its base images. Of a Dockerfile that cannot be read here it is only
+// known that what names no registry comes from docker.io.
+func registriesOf(registry, from string, file *dockerfile.File, req *Request) []string {
 	registries := []string{registry}
 	if host, _, _ := strings.Cut(from, "/"); host != "" {
 		registries = append(registries, host)
 	}
-	for _, base := range file.Bases() {
-		if named, err := reference.ParseNormalizedNamed(base.Ref); err == nil {
+	if elsewhere(req) {
+		registries = append(registries, "docker.io")
+	}
+	add := func(image string) {
+		if named, err := reference.ParseNormalizedNamed(image); err == nil {
 			registries = append(registries, reference.Domain(named))
+		}
+	}
+	for _, base := range file.Bases() {
+		add(base.Ref)
+	}
+	for _, from := range req.Options.BuildContexts {
+		if image, ok := strings.CutPrefix(from, imageScheme); ok {
+			add(image)
 		}
 	}
 	slices.Sort(registries)

@@ -55,6 +55,11 @@ func Of(e wire.Engine) (builders []Builder, name string) {
 type Build struct {
 	Script  *script.Script
 	Options wire.Options
+	// Staged is how many further contexts there are that are not in Options.
+	Staged int
+	// Remote tells that the builder fetches the context by itself, OwnText that it
+	// does not find the Dockerfile there.
+	Remote, OwnText bool
 }
 
 // An Ability is something that not every builder can do.
@@ -86,7 +91,11 @@ var Table = []Ability{
 	{"cache-to other types", []Builder{Standalone},
 		func(b *Build) bool { return slices.ContainsFunc(b.Options.CacheTo, notInline) }},
 	{"build-context", []Builder{DockerBuildKit, Standalone},
-		func(b *Build) bool { return len(b.Options.BuildContexts) > 0 }},
+		func(b *Build) bool { return len(b.Options.BuildContexts)+b.Staged > 0 }},
+	{"remote context", []Builder{Classic, OldBuildKit, DockerBuildKit, Standalone},
+		func(b *Build) bool { return b.Remote }},
+	{"remote context, with a Dockerfile from here", []Builder{OldBuildKit, DockerBuildKit, Standalone},
+		func(b *Build) bool { return b.Remote && b.OwnText }},
 	{"annotation", []Builder{Standalone},
 		func(b *Build) bool { return len(b.Options.Annotations) > 0 }},
 	{"ulimit", []Builder{Classic, DockerBuildKit, Standalone},

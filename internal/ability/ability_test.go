@@ -55,7 +55,6 @@ func TestCheck(t *testing.T) {
 		"provenance":        {Provenance: "much"},
 		"type must be":      {CacheTo: []string{"type=local,dest=/x"}},
 		"no attribute":      {CacheFrom: []string{"type=registry,mode"}},
-		"build-context":     {BuildContexts: map[string]string{"x": "../dir"}},
 		"ulimit":            {Ulimits: []string{"nofile"}},
 	} {
 		require.ErrorContains(t, ability.Check(options), says)

@@ -39,11 +39,6 @@ func Check(o wire.Options) error {
 			return fmt.Errorf("ulimit %q: %w", s, err)
 		}
 	}
-	for name, from := range o.BuildContexts {
-		if !strings.Contains(from, "://") {
-			return fmt.Errorf("build-context %s=%s: only docker-image:// and URLs can be used, as directories are not sent", name, from)
-		}
-	}
 	return nil
 }
 

@@ -2,18 +2,13 @@ package agentrun
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
-
-	"gocloud.dev/blob"
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/engine"
 	"github.com/org/portainer/internal/seal"
-	"github.com/org/portainer/internal/staging"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -57,18 +52,19 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		host = "this agent"
 	}
 	a.info(ctx, "attempt %d on %s, executor %s", t.Attempt, host, Version())
-	bundler, closeBucket, err := a.bundler(ctx)
+	staged, err := a.openStaged(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer closeBucket()
+	defer staged.close()
 	began := time.Now()
 	cfg := engine.Config{
 		Kind:     t.Engine.Kind,
 		Host:     t.Engine.Host,
 		Sandbox:  a.sandbox,
 		Insecure: t.Insecure,
-		Bundler:  bundler,
+		Bundler:  staged.main,
+		Contexts: staged.named,
 		Permit:   a.permit.acquire,
 		Logs:     a.log,
 		Logger:   a.cfg.Logger,
@@ -97,6 +93,7 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		Tags:       t.Tags,
 		Dockerfile: t.Name,
 		Source:     t.Dockerfile,
+		Remote:     t.Remote,
 		Target:     t.Target,
 		Args:       t.Args,
 		Labels:     t.Labels,
@@ -107,76 +104,6 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		Options:    portainer.Options(t.Options),
 		Resources:  portainer.Resources{CPUs: t.CPUs, MemMB: t.MemMB, DiskMB: t.DiskMB},
 	})
-}
-
-// bundler returns what yields the staged context, or nil if the build has none, and
-// what gives the bucket back.
-func (a *attempt) bundler(ctx context.Context) (portainer.ContextBundler, func(), error) {
-	c := a.task.Context
-	if c == nil {
-		return nil, func() {}, nil
-	}
-	bucket, err := blob.OpenBucket(ctx, c.BucketURL)
-	if err != nil {
-		return nil, nil, fetchError(ctx, fmt.Errorf("open the staging bucket: %w", err), portainer.ClassStaging)
-	}
-	store := staging.New(bucket)
-	ref := staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest}
-	bundle := func(ctx context.Context, _ portainer.Request, w io.Writer) error {
-		began := time.Now()
-		r, err := open(ctx, store, ref, c.BucketURL)
-		if err != nil {
-			return fetchError(ctx, err, classOfFetch(err))
-		}
-		defer r.Close()
-		in := &errReader{r: r}
-		n, err := io.Copy(w, in)
-		if in.err != nil {
-			return fetchError(ctx, in.err, classOfFetch(in.err))
-		}
-		if err != nil {
-			return err // the engine's own: it reads no more
-		}
-		a.info(ctx, "build context of %d bytes read in %v", n, time.Since(began).Round(time.Millisecond))
-		return nil
-	}
-	closeBucket := func() {
-		if err := bucket.Close(); err != nil {
-			a.cfg.Logger.Warn("staging bucket not closed", "err", err)
-		}
-	}
-	return portainer.BundlerFunc(bundle), closeBucket, nil
-}
-
-// errReader remembers the error of a reader: a copy does not tell whose error it
-// returns.
-type errReader struct {
-	r   io.Reader
-	err error
-}
-
-func (e *errReader) Read(b []byte) (int, error) {
-	n, err := e.r.Read(b)
-	if err != nil && !errors.Is(err, io.EOF) {
-		e.err = err
-	}
-	return n, err
-}
-
-// classOfFetch tells what a context that could not be read means: damage is the same
-// on every agent, but a bucket out of reach is this agent's trouble.
-func classOfFetch(err error) portainer.Class {
-	if errors.Is(err, staging.ErrCorrupt) || errors.Is(err, staging.ErrGone) || errors.Is(err, staging.ErrTooLarge) {
-		return portainer.ClassStaging
-	}
-	return portainer.ClassLost
-}
-
-func fetchError(ctx context.Context, err error, class portainer.Class) error {
-	if ctx.Err() != nil {
-		class = portainer.ClassCancelled
-	}
-	return &portainer.BuildError{Phase: portainer.PhaseFetch, Class: class, Err: err}
 }
 
 // close closes the engine. It is bounded by d, roughly: then the engine is killed.

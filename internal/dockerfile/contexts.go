@@ -36,8 +36,8 @@ func (f *File) isContext(ref string) bool {
 
 var scpLike = regexp.MustCompile(`^[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:`)
 
-// isRemote reports whether ADD fetches src by itself: a URL, or a git repository.
-func isRemote(src string) bool {
+// IsRemote reports whether an engine fetches src by itself: a URL, or a git repository.
+func IsRemote(src string) bool {
 	for _, scheme := range []string{"http://", "https://", "git://", "ssh://"} {
 		if strings.HasPrefix(src, scheme) {
 			return true
@@ -50,4 +50,4 @@ func isRemote(src string) bool {
 // it fetches by itself: the URL of a git repository or of an archive or Dockerfile
 // (buildkit frontend/dockerui, DetectGitContext and DetectHTTPContext). A path that
 // begins with "github.com/" looks like one, too.
-func IsRemoteContext(s string) bool { return isRemote(s) || strings.HasPrefix(s, "github.com/") }
+func IsRemoteContext(s string) bool { return IsRemote(s) || strings.HasPrefix(s, "github.com/") }

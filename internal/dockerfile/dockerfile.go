@@ -119,6 +119,10 @@ func Parse(name string, text []byte) (*File, error) {
 	return f, nil
 }
 
+// Unknown returns a File of that name of which nothing is known: it is somewhere
+// that cannot be looked at.
+func Unknown(name string) *File { return &File{name: name, foreign: true} }
+
 // With returns f as seen with opt. The error tells of what only then is wrong.
 func (f *File) With(opt Options) (*File, error) {
 	g := *f
@@ -133,7 +137,8 @@ func (f *File) With(opt Options) (*File, error) {
 func (f *File) Name() string { return f.name }
 
 // Foreign reports whether a syntax directive says that the file is not in the
-// Dockerfile language. Nothing but Metadata, from comments, is then known of it.
+// Dockerfile language, or the file is Unknown. Nothing but Metadata, from comments,
+// is then known of it.
 func (f *File) Foreign() bool { return f.foreign }
 
 // Stages returns the stages in the order of the file.

@@ -205,7 +205,7 @@ func (w *sourceWalk) add(name, p string, line int, onBuild bool) {
 	if err != nil {
 		expanded, sure = p, false
 	}
-	if isRemote(expanded) {
+	if IsRemote(expanded) {
 		return
 	}
 	w.sources = append(w.sources, Source{

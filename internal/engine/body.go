@@ -3,12 +3,15 @@ package engine
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/docker/docker/api/types/build"
 
 	"github.com/org/portainer"
 )
@@ -68,6 +71,18 @@ func (j *job) context(ctx context.Context) *body {
 		return nil
 	}
 	return newBody(ctx, func(ctx context.Context, w io.Writer) error { return j.cfg.Bundler.Bundle(ctx, j.req, w) })
+}
+
+// classicBody returns the tar to be sent to the classic builder, and says in opts where
+// the rest is. The caller closes it.
+func (j *job) classicBody(ctx context.Context, opts *build.ImageBuildOptions) *body {
+	if j.req.Remote != "" {
+		opts.RemoteContext, opts.Dockerfile = j.req.Remote, cmp.Or(j.req.Dockerfile, "Dockerfile")
+		return newBody(ctx, func(context.Context, io.Writer) error { return nil })
+	}
+	b := j.contextWithDockerfile(ctx)
+	opts.Dockerfile = b.dockerfile
+	return b
 }
 
 // contextWithDockerfile returns the build context as a tar with the Dockerfile

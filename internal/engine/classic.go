@@ -53,8 +53,7 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	watching, unwatch := context.WithCancel(ctx)
 	defer unwatch()
 	killed := d.watchKills(watching, opts.Memory)
-	body := j.contextWithDockerfile(ctx)
-	opts.Dockerfile = body.dockerfile
+	body := j.classicBody(ctx, &opts)
 	log := &classicLog{j: j}
 	defer func() {
 		// The daemon reads no more: the bundler must stop, and what it says
@@ -138,6 +137,7 @@ type classicLog struct {
 	line      int    // its line
 	container string // that runs the current instruction; "" when none does
 	last      string // that ran last
+	unmet     bool   // an ONBUILD instruction may want the context, and there is none
 	image     string
 }
 
@@ -147,6 +147,7 @@ var (
 	stepWords    = regexp.MustCompile(`(?s)^Step (\d+)/(\d+) : (.*)$`)
 	runningWords = regexp.MustCompile(`^ ---> Running in ([0-9a-f]{6,64})\n?$`)
 	removedWords = regexp.MustCompile(`^(?:Removing| ---> Removed) intermediate container ([0-9a-f]{6,64})\n?$`)
+	triggerWords = regexp.MustCompile(`^# Executing \d+ build triggers?\n?$`)
 	resultWords  = regexp.MustCompile(`^ ---> [0-9a-f]{6,64}\n?$|^Successfully (?:built|tagged) \S+\n?$|^\n$`)
 )
 
@@ -175,6 +176,9 @@ func (l *classicLog) read(r io.Reader) (image string, err error) {
 		}
 		if m.Stream != "" {
 			l.stream(m.Stream)
+		}
+		if l.unmet {
+			return "", contextMissing()
 		}
 		// Of a pull's progress only what a person would keep.
 		if m.Status != "" && l.cur != nil && (m.ID == "" || strings.HasPrefix(m.Status, "Pulling from ")) {
@@ -210,6 +214,10 @@ func (l *classicLog) stream(text string) {
 	if l.container != "" {
 		out, stderr := uncolour(text)
 		l.cur.write([]byte(out), stderr, time.Time{})
+		return
+	}
+	if triggerWords.MatchString(text) && l.j.cfg.Bundler == nil && l.j.req.Remote == "" {
+		l.unmet = true
 		return
 	}
 	if m := stepWords.FindStringSubmatch(text); m != nil {

@@ -141,7 +141,7 @@ func (d *docker) guard() guard { return d.guards }
 
 // build implements backend.
 func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
-	b, err := j.choose(d.builders(), fmt.Sprintf("the docker daemon at %s, version %s,", d.host, d.version))
+	b, err := j.choose(d.builders(j), fmt.Sprintf("the docker daemon at %s, version %s,", d.host, d.version))
 	if err != nil {
 		return "", "", err
 	}
@@ -152,7 +152,11 @@ func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err
 	} else {
 		builtBy = d.called("buildkit")
 		if b == ability.OldBuildKit {
-			j.report.info("built by BuildKit because the classic builder cannot do it; this daemon's BuildKit drops output beyond 200 KiB a second")
+			why := "the classic builder cannot do it"
+			if j.remoteDockerfile() {
+				why = "its Dockerfile, which is elsewhere, may need it"
+			}
+			j.report.info("built by BuildKit because %s; this daemon's BuildKit drops output beyond 200 KiB a second", why)
 		}
 		image, err = d.solve(ctx, j)
 	}
@@ -163,11 +167,13 @@ func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err
 	return digest, builtBy, err
 }
 
-// builders returns what the daemon builds with, the preferred first.
-func (d *docker) builders() []ability.Builder {
+// builders returns what the daemon builds j with, the preferred first.
+func (d *docker) builders(j *job) []ability.Builder {
 	switch {
 	case d.bk == nil:
 		return []ability.Builder{ability.Classic}
+	case d.major < losslessSince && j.remoteDockerfile():
+		return []ability.Builder{ability.OldBuildKit} // nobody knows what is in it
 	case d.major < losslessSince:
 		return []ability.Builder{ability.Classic, ability.OldBuildKit}
 	}

@@ -70,6 +70,9 @@ type Config struct {
 	// Bundler writes the build context. nil means that builds have none: the
 	// engine gets the Dockerfile alone.
 	Bundler portainer.ContextBundler
+	// Contexts write the further build contexts that are not in
+	// Request.Options.BuildContexts, by their names. They need BuildKit.
+	Contexts map[string]portainer.ContextBundler
 	// Logs receives what builds say: EventInfo, EventStep, EventStepDone,
 	// EventLog and EventGap. nil drops it. Calls for one build are in order and
 	// never at the same time.
@@ -249,6 +252,10 @@ type job struct {
 	probe  *probe // of the registry that is pushed to
 }
 
+// remoteDockerfile reports whether the Dockerfile is in a context that only the
+// builder fetches.
+func (j *job) remoteDockerfile() bool { return j.req.Remote != "" && len(j.req.Source) == 0 }
+
 // newJob checks req and reads its Dockerfile.
 func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error) {
 	j := &job{cfg: cfg, req: req, file: req.Dockerfile, source: req.Source}
@@ -269,7 +276,7 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 	if j.file == "" {
 		j.file = "Dockerfile"
 	}
-	if j.source == nil {
+	if j.source == nil && !j.remoteDockerfile() {
 		path := req.Dockerfile
 		if path == "" {
 			path = filepath.Join(req.Dir, "Dockerfile")
@@ -287,7 +294,9 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 // choose returns the first of those builders that can do everything that j asks
 // for.
 func (j *job) choose(from []ability.Builder, engine string) (ability.Builder, error) {
-	asked := ability.Build{Script: j.script, Options: wire.Options(j.req.Options)}
+	asked := ability.Build{
+		Script: j.script, Options: wire.Options(j.req.Options), Staged: len(j.cfg.Contexts), Remote: j.req.Remote != "", OwnText: !j.remoteDockerfile(),
+	}
 	b, err := asked.Choose(from, engine)
 	if err != nil {
 		return 0, invalid(err)

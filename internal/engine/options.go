@@ -26,6 +26,10 @@ func (j *job) solveOptions(opt *bk.SolveOpt, again bool) error {
 	for name, from := range o.BuildContexts {
 		attrs["context:"+name] = from
 	}
+	if len(o.BuildContexts)+len(j.cfg.Contexts) > 0 {
+		// Another frontend than the daemon's own must say that it knows them.
+		attrs["frontend.caps"] = "moby.buildkit.frontend.contexts+forward"
+	}
 	if len(o.Ulimits) > 0 {
 		attrs["ulimit"] = strings.Join(o.Ulimits, ",")
 	}

@@ -15,7 +15,6 @@ import (
 	bk "github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
-	"github.com/moby/buildkit/session/upload/uploadprovider"
 	solverrors "github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/tonistiigi/fsutil"
@@ -37,7 +36,6 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 		},
 		LocalMounts: map[string]fsutil.FS{
 			"dockerfile": oneFile{name: "Dockerfile", data: j.source},
-			"context":    oneFile{},
 		},
 		Exports: exports,
 		Session: []session.Attachable{keyring{cfg: j.cfg}},
@@ -82,18 +80,12 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 	if err := j.solveOptions(&opt, again); err != nil {
 		return nil, invalid(err)
 	}
-	if b := j.context(ctx); b != nil {
-		up := uploadprovider.New()
-		attrs["context"] = up.Add(b)
-		delete(opt.LocalMounts, "context")
-		opt.Session = append(opt.Session, session.Attachable(up))
-		resp, err := j.watch(ctx, c, opt, again)
-		if berr := b.close(); berr != nil {
-			return nil, bundleError(berr)
-		}
-		return resp, err
+	in := j.addInputs(ctx, &opt)
+	resp, err := j.watch(ctx, c, opt, again)
+	if berr := in.close(); berr != nil {
+		return nil, bundleError(berr)
 	}
-	return j.watch(ctx, c, opt, again)
+	return resp, err
 }
 
 // maxEmpty is how many messages without content in a row mean that the daemon
@@ -254,8 +246,7 @@ func (p *progress) error(err error) error {
 // (buildkit exporter/containerimage/export.go).
 var pushWords = regexp.MustCompile(`^(?:failed to solve: )?failed to push `)
 
-// A oneFile is a file system with one file in it, or with none when it has no
-// name.
+// A oneFile is a file system with one file in it.
 type oneFile struct {
 	name string
 	data []byte
@@ -263,7 +254,7 @@ type oneFile struct {
 
 // Walk implements fsutil.FS.
 func (f oneFile) Walk(_ context.Context, target string, fn fs.WalkDirFunc) error {
-	if target = strings.Trim(target, "/"); f.name == "" || (target != "" && target != f.name) {
+	if target = strings.Trim(target, "/"); target != "" && target != f.name {
 		return nil
 	}
 	stat := &fstypes.Stat{Path: f.name, Mode: 0o644, Size: int64(len(f.data)), ModTime: time.Now().UnixNano()}
@@ -272,7 +263,7 @@ func (f oneFile) Walk(_ context.Context, target string, fn fs.WalkDirFunc) error
 
 // Open implements fsutil.FS.
 func (f oneFile) Open(name string) (io.ReadCloser, error) {
-	if name != f.name || name == "" {
+	if name != f.name {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
 	return io.NopCloser(bytes.NewReader(f.data)), nil

@@ -12,6 +12,8 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -36,12 +38,18 @@ type Task struct {
 
 	// Dockerfile is the text to build, ready for the engine: metadata
 	// instructions blanked out line by line, FROM rewritten. Name is what
-	// messages call it.
+	// messages call it. It is empty if the Dockerfile is in Remote.
 	Dockerfile []byte `json:"dockerfile"`
 	Name       string `json:"name"`
 
-	// Context is nil when the Dockerfile uses no local source.
+	// Context is nil when the Dockerfile uses no local source, or Remote is set.
 	Context *Context `json:"context,omitempty"`
+	// Contexts are the further contexts that were staged, by their names. What an
+	// engine gets from elsewhere is in Options.BuildContexts.
+	Contexts map[string]*Context `json:"contexts,omitempty"`
+	// Remote is the URL of a build context that the engine fetches by itself.
+	// Without Dockerfile, the file called Name in it is built.
+	Remote string `json:"remote,omitempty"`
 
 	Engine Engine `json:"engine"`
 
@@ -83,6 +91,18 @@ type Options struct {
 	Provenance       string            `json:"provenance,omitempty"`
 	SBOM             string            `json:"sbom,omitempty"`
 	Squash           bool              `json:"squash,omitempty"`
+}
+
+// Staged returns all staged contexts of the task.
+func (t *Task) Staged() []*Context {
+	var all []*Context
+	if t.Context != nil {
+		all = append(all, t.Context)
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Contexts)) {
+		all = append(all, t.Contexts[name])
+	}
+	return all
 }
 
 // A Context says where a staged build context is and how to know it is whole.
