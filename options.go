@@ -80,7 +80,7 @@ func able(task *wire.Task) error {
 		return err
 	}
 	asked := ability.Build{
-		Script: script.Read(task.Dockerfile), Options: task.Options, Remote: task.Remote != "", OwnText: len(task.Dockerfile) > 0,
+		Script: script.Read(task.Dockerfile), Options: task.Options, Remote: task.Remote, OwnText: len(task.Dockerfile) > 0,
 	}
 	builders, name := ability.Of(task.Engine)
 	_, err := asked.Choose(builders, name)

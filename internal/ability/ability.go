@@ -57,9 +57,10 @@ type Build struct {
 	Options wire.Options
 	// Staged is how many further contexts there are that are not in Options.
 	Staged int
-	// Remote tells that the builder fetches the context by itself, OwnText that it
-	// does not find the Dockerfile there.
-	Remote, OwnText bool
+	// Remote is the URL of a context that the builder fetches by itself, "" if there
+	// is none. OwnText tells that the Dockerfile is not in it.
+	Remote  string
+	OwnText bool
 }
 
 // An Ability is something that not every builder can do.
@@ -93,9 +94,11 @@ var Table = []Ability{
 	{"build-context", []Builder{DockerBuildKit, Standalone},
 		func(b *Build) bool { return len(b.Options.BuildContexts)+b.Staged > 0 }},
 	{"remote context", []Builder{Classic, OldBuildKit, DockerBuildKit, Standalone},
-		func(b *Build) bool { return b.Remote }},
+		func(b *Build) bool { return b.Remote != "" }},
+	{"remote context in a directory of a git repository", []Builder{Classic, DockerBuildKit, Standalone},
+		func(b *Build) bool { return inDirectory(b.Remote) }},
 	{"remote context, with a Dockerfile from here", []Builder{OldBuildKit, DockerBuildKit, Standalone},
-		func(b *Build) bool { return b.Remote && b.OwnText }},
+		func(b *Build) bool { return b.Remote != "" && b.OwnText }},
 	{"annotation", []Builder{Standalone},
 		func(b *Build) bool { return len(b.Options.Annotations) > 0 }},
 	{"ulimit", []Builder{Classic, DockerBuildKit, Standalone},
@@ -112,6 +115,15 @@ var Table = []Ability{
 		func(b *Build) bool { return b.Options.SBOM != "" }},
 	{"squash (a daemon in experimental mode)", []Builder{Classic},
 		func(b *Build) bool { return b.Options.Squash }},
+}
+
+// inDirectory reports whether the URL of a context names a directory in a git
+// repository, as "#ref:directory" or "?subdir=directory".
+func inDirectory(remote string) bool {
+	url, fragment, _ := strings.Cut(remote, "#")
+	_, dir, _ := strings.Cut(fragment, ":")
+	_, query, _ := strings.Cut(url, "?")
+	return dir != "" || slices.ContainsFunc(strings.Split(query, "&"), func(s string) bool { return strings.HasPrefix(s, "subdir=") })
 }
 
 // notInline reports whether a place of cache is another than the image itself.

@@ -3,6 +3,7 @@ package dockertest
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/cgi"
@@ -35,6 +36,8 @@ func StartGit(ctx context.Context, dir, token string) (*GitServer, error) {
 	backend := &cgi.Handler{
 		Path: filepath.Join(strings.TrimSpace(string(libexec)), "git-http-backend"),
 		Env:  []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1"},
+
+		Stderr: io.Discard, // the client sees it
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, password, _ := r.BasicAuth()
@@ -49,8 +52,8 @@ func StartGit(ctx context.Context, dir, token string) (*GitServer, error) {
 }
 
 // AddRepository makes the repository name, which ends in ".git", of commits on its
-// branch main, each of which has the given files and nothing else. A commit is tagged
-// v1, v2 and so on.
+// branch master, which old engines take for the default of all; each has the given
+// files and nothing else. They are tagged v1, v2 and so on.
 func (g *GitServer) AddRepository(ctx context.Context, name string, commits ...map[string]string) error {
 	work, err := os.MkdirTemp("", "git-")
 	if err != nil {
@@ -65,7 +68,7 @@ func (g *GitServer) AddRepository(ctx context.Context, name string, commits ...m
 		}
 		return nil
 	}
-	if err := git("init", "--quiet", "--initial-branch=main"); err != nil {
+	if err := git("init", "--quiet", "--initial-branch=master"); err != nil {
 		return err
 	}
 	for i, files := range commits {

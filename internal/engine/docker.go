@@ -173,7 +173,7 @@ func (d *docker) builders(j *job) []ability.Builder {
 	case d.bk == nil:
 		return []ability.Builder{ability.Classic}
 	case d.major < losslessSince && j.remoteDockerfile():
-		return []ability.Builder{ability.OldBuildKit} // nobody knows what is in it
+		return []ability.Builder{ability.OldBuildKit, ability.Classic} // nobody knows what is in it
 	case d.major < losslessSince:
 		return []ability.Builder{ability.Classic, ability.OldBuildKit}
 	}

@@ -295,7 +295,7 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 // for.
 func (j *job) choose(from []ability.Builder, engine string) (ability.Builder, error) {
 	asked := ability.Build{
-		Script: j.script, Options: wire.Options(j.req.Options), Staged: len(j.cfg.Contexts), Remote: j.req.Remote != "", OwnText: !j.remoteDockerfile(),
+		Script: j.script, Options: wire.Options(j.req.Options), Staged: len(j.cfg.Contexts), Remote: j.req.Remote, OwnText: !j.remoteDockerfile(),
 	}
 	b, err := asked.Choose(from, engine)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -147,11 +148,11 @@ func TestRemoteContexts(t *testing.T) {
 		{name: "default branch", url: git.URL + "/app.git", want: files{"x": "second"}},
 		{name: "tag", url: git.URL + "/app.git#v1", want: files{"x": "first"}},
 		{name: "tag and directory", url: git.URL + "/app.git#v1:sub", want: files{"y": "of sub"}},
-		{name: "git protocol", url: native + "/app.git#main", want: files{"x": "second"}},
+		{name: "git protocol", url: native + "/app.git#master", want: files{"x": "second"}},
 		{name: "other file", url: git.URL + "/app.git", file: "other.df", want: files{"other": "second"}},
 		{name: "archive", url: web.URL + "/app.tar.gz", want: files{"z": "of an archive"}},
 		{name: "text", url: web.URL + "/text", want: files{"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", "etc/group": "root:x:0:\nnogroup:x:65534:\n"}},
-		{name: "own text", url: git.URL + "/app.git#v1:sub", source: "FROM scratch\nCOPY y /mine\n", want: files{"mine": "of sub"}},
+		{name: "own text", url: git.URL + "/app.git#v1", source: "FROM scratch\nCOPY x /mine\n", want: files{"mine": "first"}},
 	}
 	for _, w := range ways {
 		if w.kind == engine.KindDockerd || w.mount != "" {
@@ -164,13 +165,13 @@ func TestRemoteContexts(t *testing.T) {
 				req.Remote, req.Dockerfile = tt.url, tt.file
 				res, err := e.Build(testContext(t), req)
 				require.NoError(t, err)
-				require.Contains(t, res.Engine, "buildkit")
+				require.Equal(t, w.kind == engine.KindDocker && tt.name == "tag and directory", strings.Contains(res.Engine, "classic"), res.Engine)
 				require.Equal(t, tt.want, fileSystem(t, pull(t, res.Refs[0])))
 			})
 		}
 		t.Run(w.name+" missing", func(t *testing.T) {
 			req := r.request(t, "")
-			req.Remote = git.URL + "/none.git"
+			req.Remote, req.Dockerfile = git.URL+"/none.git", ""
 			_, err := e.Build(testContext(t), req)
 			require.ErrorIs(t, err, portainer.ErrFailed)
 			require.ErrorContains(t, err, "none.git")
@@ -198,7 +199,7 @@ func TestPrivateGit(t *testing.T) {
 				return nil, nil
 			}
 			req := r.request(t, "")
-			req.Remote = git.URL + "/app.git"
+			req.Remote, req.Dockerfile = git.URL+"/app.git", ""
 			res, err := open(t, cfg).Build(testContext(t), req)
 			if id == "none" || id == "GIT_AUTH_TOKEN.elsewhere" {
 				require.ErrorIs(t, err, portainer.ErrFailed)
