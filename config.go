@@ -76,7 +76,9 @@ func (cfg *Config) validate() error {
 	if cfg.Container.Image != "" && cfg.Engine.Host != "" {
 		bad("Container.Image: %q: an executor in a container uses the engine of its image, so Engine.Host cannot be given too", cfg.Container.Image)
 	}
+	problems = append(problems, cfg.Engine.validate()...)
 	problems = append(problems, cfg.Container.validate()...)
+	problems = append(problems, cfg.validateRegistries()...)
 	for _, c := range cfg.Constraints {
 		if _, err := newRule(c); err != nil {
 			bad("Constraints: %w", err)

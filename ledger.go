@@ -95,7 +95,10 @@ type buildSpec struct {
 	constraints []Constraint
 	registries  []string          // that the build speaks to
 	secrets     map[string][]byte // build secrets by id; never saved
-	ownSecrets  bool              // there are such, or were in an earlier life
+	cacheFrom   []string          // if it holds secrets, which task.Options does not; never saved
+	cacheTo     []string
+	ssh         map[string]SSHAgent // by id; never saved
+	ownSecrets  bool                // there are any of these, or were in an earlier life
 	maxAttempts int
 	oomRetryMB  float64 // memory of the one attempt after an OOM; 0 means none
 	task        wire.Task
@@ -143,6 +146,7 @@ type attempt struct {
 	running   bool
 	abandoned bool   // its build no longer waits for it: it is to be killed
 	sealKey   string // the public key of its executor, once it asked for secrets
+	channel   []byte // the key of what it says of ssh agents, likewise
 	withheld  bool   // it was told that another attempt may still push
 
 	maintenance time.Time // when its agent is to go down, as far as that is planned

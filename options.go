@@ -3,6 +3,8 @@ package portainer
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/org/portainer/internal/ability"
 	"github.com/org/portainer/internal/script"
@@ -67,6 +69,7 @@ func (e Engine) Check(req Request) error {
 		Network:    req.Network,
 		AddHosts:   req.AddHosts,
 		Options:    wire.Options(req.Options),
+		SSH:        slices.Sorted(maps.Keys(req.SSH)),
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrInvalid, req.Dockerfile, err)
@@ -81,6 +84,12 @@ func able(task *wire.Task) error {
 	}
 	asked := ability.Build{
 		Script: script.Read(task.Dockerfile), Options: task.Options, Remote: task.Remote, OwnText: len(task.Dockerfile) > 0,
+		SSH: task.SSH,
+	}
+	for _, r := range task.Registries {
+		if len(r.Mirrors) > 0 {
+			asked.Mirrored = append(asked.Mirrored, r.Host)
+		}
 	}
 	builders, name := ability.Of(task.Engine)
 	_, err := asked.Choose(builders, name)

@@ -132,6 +132,10 @@ type Config struct {
 	Registry, From string
 	Insecure       bool
 
+	// Registries say how registries are spoken to that need more than that, each
+	// at most once. Of these, a build's executor is told those that it speaks to.
+	Registries []Registry
+
 	// Credentials finds what registries want to see, for pulls and pushes. They
 	// reach executors sealed to a key in their memory, and are in no task, state
 	// or log. Nil means that every registry is anonymous.
@@ -182,17 +186,6 @@ type Config struct {
 	// Logger receives the framework's own log. Nil discards it: a library is
 	// silent unless asked. Build output never goes here.
 	Logger *slog.Logger
-}
-
-// An Engine says what builds images on the agents.
-type Engine struct {
-	// Kind is "docker" (a daemon that runs already, at Host), "dockerd" or
-	// "buildkitd" (started for the build and gone after it), or "auto" or "",
-	// which takes the first of these that an agent has: Host, buildkitd, dockerd.
-	Kind string
-	// Host is the address of the daemon, as DOCKER_HOST spells it:
-	// "unix:///var/run/docker.sock", "tcp://127.0.0.1:2375".
-	Host string
 }
 
 // A Framework is a Mesos scheduler framework that builds images. Its methods

@@ -120,7 +120,7 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 		return spec, file, fmt.Errorf("%s: its Dockerfile cannot be read here, so base images cannot be had from %s: let it name its registries, "+
 			"or take the text of the Dockerfile from here and only the context from there", spec.file, from)
 	}
-	spec.registries = registriesOf(spec.task.Registry, from, file, req)
+	spec.registries = f.cfg.withMirrors(registriesOf(spec.task.Registry, from, file, req))
 	text, err := file.Render(from)
 	if err != nil {
 		return spec, file, err
@@ -130,11 +130,12 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 			req.Dockerfile, units.BytesSize(float64(len(text))), units.BytesSize(maxDockerfile))
 	}
 	spec.task.Dockerfile = text
-	if err := able(&spec.task); err != nil {
-		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
-	}
 	if req.Insecure || f.cfg.Insecure {
 		spec.task.Insecure = insecure(spec.task.Registry, from)
+	}
+	f.cfg.tellRegistries(&spec.task, spec.registries)
+	if err := able(&spec.task); err != nil {
+		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
 	}
 	return spec, file, nil
 }
@@ -201,7 +202,7 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		Repository: strings.Trim(cmp.Or(req.Repository, meta.Repository), "/"),
 		Tags:       slices.Clone(req.Tags),
 		Name:       req.Dockerfile,
-		Engine:     wire.Engine{Kind: cfg.Engine.Kind, Host: cfg.Engine.Host},
+		Engine:     cfg.Engine.wire(),
 		Target:     req.Target,
 		Args:       maps.Clone(req.Args),
 		Labels:     maps.Clone(req.Labels),
@@ -211,6 +212,7 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		Pull:       req.Pull,
 		Remote:     req.Remote,
 		Options:    wire.Options(req.Options),
+		SSH:        slices.Sorted(maps.Keys(req.SSH)),
 		CPUs:       cmp.Or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
 		MemMB:      cmp.Or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
 		DiskMB:     cmp.Or(req.Resources.DiskMB, cfg.Resources.DiskMB),

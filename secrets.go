@@ -12,8 +12,10 @@ import (
 	"github.com/distribution/reference"
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler/calls"
 
+	"github.com/org/portainer/internal/ability"
 	"github.com/org/portainer/internal/dockerfile"
 	"github.com/org/portainer/internal/seal"
+	"github.com/org/portainer/internal/wire"
 )
 
 // A RegistryAuth is what a registry, or the token server it names, wants to see.
@@ -49,9 +51,10 @@ type CredentialsFunc func(ctx context.Context, registries ...string) (map[string
 // and cloud services.
 const credentialsTimeout = 30 * time.Second
 
-// registriesOf lists the registries that a build speaks to: the one it pushes to
-// and those of its base images. Of a Dockerfile that cannot be read here it is only
-// known that what names no registry comes from docker.io.
+// registriesOf lists the registries that a build speaks to: the one it pushes to,
+// and those of its base images, its cache, its further contexts and its tools. Of a
+// Dockerfile that cannot be read here it is only known that what names no registry
+// comes from docker.io.
 func registriesOf(registry, from string, file *dockerfile.File, req *Request) []string {
 	registries := []string{registry}
 	if host, _, _ := strings.Cut(from, "/"); host != "" {
@@ -68,10 +71,20 @@ func registriesOf(registry, from string, file *dockerfile.File, req *Request) []
 	for _, base := range file.Bases() {
 		add(base.Ref)
 	}
-	for _, from := range req.Options.BuildContexts {
+	add(file.Syntax())
+	o := &req.Options
+	for _, from := range o.BuildContexts {
 		if image, ok := strings.CutPrefix(from, imageScheme); ok {
 			add(image)
 		}
+	}
+	for _, place := range slices.Concat(o.CacheFrom, o.CacheTo) {
+		if cache, err := ability.ParseCache(place); err == nil && cache.Type == "registry" {
+			add(cache.Attrs["ref"])
+		}
+	}
+	if o.SBOM != "default" {
+		add(o.SBOM)
 	}
 	slices.Sort(registries)
 	return slices.Compact(registries)
@@ -106,10 +119,30 @@ func (f *Framework) needSecrets(ctx context.Context, req Request, spec *buildSpe
 		}
 		return failure
 	}
+	if _, err := f.cfg.clientCerts(&spec.task); err != nil {
+		return &BuildError{ID: spec.id, Image: spec.image, File: spec.file, Phase: PhaseRead, Class: ClassInvalid, Err: err}
+	}
 	spec.secrets = maps.Clone(req.Secrets)
-	spec.ownSecrets = len(spec.secrets) > 0
-	spec.task.Secrets = len(found) > 0 || spec.ownSecrets
+	spec.task.Options.CacheFrom, spec.cacheFrom = redactCaches(req.Options.CacheFrom)
+	spec.task.Options.CacheTo, spec.cacheTo = redactCaches(req.Options.CacheTo)
+	spec.ssh = maps.Clone(req.SSH)
+	spec.ownSecrets = len(spec.secrets)+len(spec.cacheFrom)+len(spec.cacheTo)+len(spec.ssh) > 0
+	spec.task.Secrets = len(found) > 0 || spec.ownSecrets || spec.task.Engine.ClientCert ||
+		slices.ContainsFunc(spec.task.Registries, func(r wire.Registry) bool { return r.ClientCert })
 	return nil
+}
+
+// redactCaches returns what everybody may see of places of cache, and, if that is
+// not all, the whole of them.
+func redactCaches(places []string) (shown, whole []string) {
+	for _, place := range places {
+		redacted, secrets := seal.RedactCache(place)
+		shown = append(shown, redacted)
+		if len(secrets) > 0 {
+			whole = slices.Clone(places)
+		}
+	}
+	return shown, whole
 }
 
 // answerSecrets gives an executor the secrets of its build, sealed to its key. It
@@ -121,15 +154,16 @@ func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
 	}
 	if at.sealKey == "" {
 		at.sealKey = ask.Key
+		at.channel = seal.NewChannelKey()
 	}
 	if at.sealKey != ask.Key {
 		l.f.cfg.Logger.Warn("another key asks for the secrets of a task", "task", task)
 		return
 	}
 	b, client, ctx := at.build, l.client, l.answerCtx
-	spec, restarted := b.buildSpec, b.restored
+	spec, restarted, channel := b.buildSpec, b.restored, at.channel
 	l.cleanup.Go(func() {
-		answer, err := l.f.secretsFor(ctx, ask, &spec, restarted)
+		answer, err := l.f.secretsFor(ctx, ask, &spec, channel, restarted)
 		if err != nil { // the executor asks again
 			l.f.cfg.Logger.Warn("secrets not sent", "task", task, "err", err)
 			return
@@ -138,16 +172,30 @@ func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
 	})
 }
 
-// secretsFor makes the answer to ask, from an executor of the build of spec.
-func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, spec *buildSpec, restarted bool) (seal.Answer, error) {
+// secretsFor makes the answer to ask, from an executor of the build of spec, whose
+// channel has that key.
+func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, spec *buildSpec, channel []byte, restarted bool) (seal.Answer, error) {
 	found, err := f.credentials(ctx, spec.registries)
 	if err != nil {
 		return seal.Answer{}, err
 	}
-	if restarted && (spec.ownSecrets || len(found) == 0) {
+	certs, err := f.cfg.clientCerts(&spec.task)
+	if err != nil {
+		return ask.Refuse(err.Error()), nil
+	}
+	c := seal.Credentials{Registries: found, Secrets: spec.secrets, ClientCerts: certs, CacheFrom: spec.cacheFrom, CacheTo: spec.cacheTo}
+	if spec.task.Engine.ClientCert {
+		if c.Daemon = f.cfg.Engine.clientCert(); c.Daemon == nil {
+			return ask.Refuse("the framework no longer has the client certificate for the engine at " + spec.task.Engine.Host), nil
+		}
+	}
+	if restarted && (spec.ownSecrets || c.Empty()) {
 		// Build secrets are never written down, so another life does not know
 		// them. An executor that has them already goes on with what it has.
 		return ask.Refuse("the framework was restarted and no longer has the secrets of this build"), nil
 	}
-	return ask.Answer(seal.Credentials{Registries: found, Secrets: spec.secrets})
+	if len(spec.ssh) > 0 {
+		c.Channel = channel
+	}
+	return ask.Answer(c)
 }

@@ -160,7 +160,11 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	engine, err := b.engineConfig()
+	registries, err := b.registries.registries(b.globals)
+	if err != nil {
+		return nil, err
+	}
+	engine, err := b.engine.config(b.dockerHost)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +198,7 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 		}
 		taken[name] = file
 		jobs = append(jobs, &job{file: file, image: name, build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
-			if err := logins.checkPush(ctx, b.globals, req); err != nil {
+			if err := logins.checkPush(ctx, b.globals, registries, req); err != nil {
 				return nil, err
 			}
 			return f.Build(ctx, req)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 
@@ -10,14 +11,14 @@ import (
 	"github.com/org/portainer/internal/registryauth"
 )
 
-// certificateDirs is where docker looks for the certificates of registries.
-var certificateDirs = []string{"/etc/docker/certs.d"}
-
 // A credentials is what docker login has stored on this machine.
 type credentials struct{ docker *registryauth.Config }
 
-// credentials reads docker's configuration.
+// credentials reads docker's configuration, once.
 func (g *globals) credentials() (*credentials, error) {
+	if g.logins != nil {
+		return g.logins, nil
+	}
 	config, err := registryauth.Open(func(name string) string {
 		value, _ := g.env(name)
 		return value
@@ -26,7 +27,8 @@ func (g *globals) credentials() (*credentials, error) {
 		return nil, err
 	}
 	config.Stderr = g.stderr
-	return &credentials{config}, nil
+	g.logins = &credentials{config}
+	return g.logins, nil
 }
 
 // find is the portainer.CredentialsFunc.
@@ -45,18 +47,23 @@ func (c *credentials) find(ctx context.Context, registries ...string) (map[strin
 // checkPush asks the registry of req whether the image may be pushed there, before
 // anything is done for it. A registry that cannot be reached from here may still
 // be from the agents.
-func (c *credentials) checkPush(ctx context.Context, g *globals, req portainer.Request) error {
+func (c *credentials) checkPush(ctx context.Context, g *globals, registries []portainer.Registry, req portainer.Request) error {
 	found, err := c.docker.Credentials(ctx, req.Registry)
 	if err != nil {
 		return err
 	}
-	certificates, err := registryauth.HostTLS(certificateDirs, req.Registry)
-	if err != nil {
-		return err
+	target := registryauth.Target{Registry: req.Registry, Repository: req.Repository, Auth: found[req.Registry], Insecure: req.Insecure}
+	for _, r := range registries {
+		if r.Host != req.Registry {
+			continue
+		}
+		target.Insecure = target.Insecure || r.Insecure
+		if target.TLS, err = (registryauth.Certs{CA: r.CA, ClientCert: r.ClientCert, ClientKey: r.ClientKey}).TLS(); err != nil {
+			return &portainer.BuildError{Image: req.Registry + "/" + req.Repository, Phase: portainer.PhaseRead, Class: portainer.ClassInvalid,
+				Err: fmt.Errorf("certificates of %s: %w", r.Host, err)}
+		}
 	}
-	err = registryauth.CheckPush(ctx, registryauth.Target{
-		Registry: req.Registry, Repository: req.Repository, Auth: found[req.Registry], Insecure: req.Insecure, TLS: certificates,
-	})
+	err = registryauth.CheckPush(ctx, target)
 	failure := &portainer.BuildError{Image: req.Registry + "/" + req.Repository, Phase: portainer.PhasePush, Err: err}
 	switch {
 	case err == nil || ctx.Err() != nil: // the build itself says why it ends

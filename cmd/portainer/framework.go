@@ -21,7 +21,8 @@ type frameworkCommand struct {
 	stagingURI     string
 	stateDir       string
 	retries        int
-	engine         string
+	engine         engineFlags
+	registries     registryFlags
 	container      portainer.Container
 	privileged     bool
 	oomRetryMem    memFlag
@@ -44,7 +45,8 @@ func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
 		"(default: a temporary directory if the master is on this machine)")
 	f.StringVar(&c.stateDir, "state-dir", "", "keep there what \"portainer attach\" needs to take over after a crash or SIGTERM")
 	f.IntVar(&c.retries, "retries", 3, "how often a build that the cluster lost is launched again")
-	f.StringVar(&c.engine, "engine", "auto", "what builds on the agent: auto, docker (needs --docker-host), dockerd or buildkitd")
+	c.engine.addFlags(f)
+	c.registries.addFlags(f)
 	f.StringVar(&c.container.Image, "container-image", "", "run the executor, and the engine, in a container of this image (docker containerizer)")
 	f.BoolVar(&c.privileged, "container-privileged", true, "run that container with --privileged")
 	f.StringArrayVar(&c.container.Parameters, "container-parameter", nil, "a further flag of docker run, KEY=VALUE, such as cap-add=SYS_ADMIN; may be repeated")
@@ -84,8 +86,8 @@ func (c *frameworkCommand) check() error {
 	if c.retries < 0 {
 		return usagef("--retries is a number from 0, not %d", c.retries)
 	}
-	if c.container.Image != "" && c.dockerHost != "" {
-		return usagef("--container-image brings an engine and --docker-host names one: give one of them")
+	if c.container.Image != "" && c.dockerHost+c.engine.buildkitAddr != "" {
+		return usagef("--container-image brings an engine and --docker-host or --buildkit-addr names one: give one of them")
 	}
 	if _, isLocal, err := localAgents(c.master); err != nil || isLocal && c.stateDir != "" {
 		if err == nil {
@@ -98,23 +100,11 @@ func (c *frameworkCommand) check() error {
 	if _, err := c.tls.config(); err != nil {
 		return err
 	}
-	_, err := c.engineConfig()
-	return err
-}
-
-// engineConfig is what --engine and --docker-host say together.
-func (c *frameworkCommand) engineConfig() (portainer.Engine, error) {
-	switch {
-	case c.engine != "auto" && c.engine != "docker" && c.engine != "dockerd" && c.engine != "buildkitd":
-		return portainer.Engine{}, usagef("--engine is auto, docker, dockerd or buildkitd, not %q", c.engine)
-	case c.engine == "docker" && c.dockerHost == "":
-		return portainer.Engine{}, usagef("--engine docker needs the daemon's address in --docker-host")
-	case c.dockerHost != "" && c.engine != "auto" && c.engine != "docker":
-		return portainer.Engine{}, usagef("--docker-host gives a daemon, but --engine %s starts one: give one of them", c.engine)
-	case c.dockerHost != "":
-		return portainer.Engine{Kind: "docker", Host: c.dockerHost}, nil
+	if _, err := c.registries.registries(c.globals); err != nil {
+		return err
 	}
-	return portainer.Engine{Kind: c.engine}, nil
+	_, err := c.engine.config(c.dockerHost)
+	return err
 }
 
 // A job is one build and what became of it.
@@ -180,7 +170,7 @@ func (c *frameworkCommand) runToEnd(ctx context.Context, jobs func(*portainer.Fr
 }
 
 func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*portainer.Framework) ([]*job, error)) error {
-	engine, err := c.engineConfig()
+	engine, err := c.engine.config(c.dockerHost)
 	if err != nil {
 		return err
 	}
@@ -195,6 +185,10 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	container := c.container
 	container.Unprivileged = container.Image != "" && !c.privileged
 	logins, err := c.credentials()
+	if err != nil {
+		return err
+	}
+	registries, err := c.registries.registries(c.globals)
 	if err != nil {
 		return err
 	}
@@ -225,6 +219,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		QueueTimeout:    c.queueTimeout,
 		ConnectTimeout:  c.connectTimeout,
 		Credentials:     logins.find,
+		Registries:      registries,
 		Bundler:         c.content.bundler(c.env),
 		Logs:            show,
 		Logger:          c.logger,

@@ -49,6 +49,7 @@ type globals struct {
 	verbose     bool
 
 	logger *slog.Logger
+	logins *credentials // nil until they are needed
 }
 
 // run carries out one command line and returns the exit code.

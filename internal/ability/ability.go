@@ -61,6 +61,10 @@ type Build struct {
 	// is none. OwnText tells that the Dockerfile is not in it.
 	Remote  string
 	OwnText bool
+	// Mirrored are the registries that have mirrors.
+	Mirrored []string
+	// SSH are the ids of ssh agents.
+	SSH []string
 }
 
 // An Ability is something that not every builder can do.
@@ -113,6 +117,12 @@ var Table = []Ability{
 		func(b *Build) bool { return b.Options.Provenance != "" }},
 	{"sbom", []Builder{Standalone},
 		func(b *Build) bool { return b.Options.SBOM != "" }},
+	{"ssh", []Builder{OldBuildKit, DockerBuildKit, Standalone},
+		func(b *Build) bool { return len(b.SSH) > 0 }},
+	{"mirrors of registries other than docker.io", []Builder{Standalone},
+		func(b *Build) bool {
+			return slices.ContainsFunc(b.Mirrored, func(host string) bool { return host != "docker.io" })
+		}},
 	{"squash (a daemon in experimental mode)", []Builder{Classic},
 		func(b *Build) bool { return b.Options.Squash }},
 }

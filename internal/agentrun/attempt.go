@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/org/portainer"
-	"github.com/org/portainer/internal/engine"
 	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/wire"
 )
@@ -58,22 +57,9 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 	}
 	defer staged.close()
 	began := time.Now()
-	cfg := engine.Config{
-		Kind:     t.Engine.Kind,
-		Host:     t.Engine.Host,
-		Sandbox:  a.sandbox,
-		Insecure: t.Insecure,
-		Bundler:  staged.main,
-		Contexts: staged.named,
-		Permit:   a.permit.acquire,
-		Logs:     a.log,
-		Logger:   a.cfg.Logger,
-		CPUs:     t.CPUs,
-		MemMB:    t.MemMB,
-		DiskMB:   t.DiskMB,
-	}
-	if a.secrets != nil {
-		cfg.Auth, cfg.Secrets = a.auth, a.secret
+	cfg, err := a.engineConfig(ctx, staged)
+	if err != nil {
+		return nil, err
 	}
 	eng, err := a.cfg.OpenEngine(ctx, cfg)
 	if err != nil {
@@ -81,8 +67,9 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 	}
 	a.engine = eng
 	a.info(ctx, "engine %s ready in %v", eng.Name(), time.Since(began).Round(time.Millisecond))
+	var secrets seal.Credentials
 	if a.secrets != nil {
-		if err := a.awaitSecrets(ctx); err != nil {
+		if secrets, err = a.awaitSecrets(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -101,7 +88,7 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		AddHosts:   t.AddHosts,
 		NoCache:    t.NoCache,
 		Pull:       t.Pull,
-		Options:    portainer.Options(t.Options),
+		Options:    a.options(secrets),
 		Resources:  portainer.Resources{CPUs: t.CPUs, MemMB: t.MemMB, DiskMB: t.DiskMB},
 	})
 }

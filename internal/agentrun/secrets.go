@@ -23,7 +23,7 @@ const (
 )
 
 // awaitSecrets waits until the secrets of the task are here.
-func (a *attempt) awaitSecrets(ctx context.Context) error {
+func (a *attempt) awaitSecrets(ctx context.Context) (seal.Credentials, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, secretsTimeout, fmt.Errorf("no secrets within %v", secretsTimeout))
 	defer cancel()
 	began := time.Now()
@@ -38,10 +38,10 @@ func (a *attempt) awaitSecrets(ctx context.Context) error {
 		case errors.Is(err, seal.ErrVersion):
 			class = portainer.ClassInvalid
 		}
-		return &portainer.BuildError{Phase: portainer.PhaseLaunch, Class: class, Err: err}
+		return seal.Credentials{}, &portainer.BuildError{Phase: portainer.PhaseLaunch, Class: class, Err: err}
 	}
 	a.cfg.Logger.Info("secrets received", "secrets", got, "waited", time.Since(began))
-	return nil
+	return got, nil
 }
 
 // auth is the engine.AuthFunc of the attempt.

@@ -141,6 +141,13 @@ func (f *File) Name() string { return f.name }
 // is then known of it.
 func (f *File) Foreign() bool { return f.foreign }
 
+// Syntax returns the image of the frontend that a syntax directive names; "" if
+// there is none.
+func (f *File) Syntax() string {
+	syntax, _, _, _ := parser.DetectSyntax(f.text)
+	return syntax
+}
+
 // Stages returns the stages in the order of the file.
 func (f *File) Stages() []Stage { return slices.Clone(f.stages) }
 

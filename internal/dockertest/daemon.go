@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 )
 
 // A Daemon is a dockerd that a test has started.
@@ -70,11 +71,47 @@ func (d *Daemon) Stop() error {
 	return errors.Join(err, unmountBelow(d.run), unmountBelow(d.dir), os.RemoveAll(d.run))
 }
 
-// listens is how dockerd tells where it listens.
-var listens = regexp.MustCompile(`API listen on ([0-9.]+:[0-9]+)`)
+// StartBuildkitd starts a buildkitd of Tools with its data in dir. args say where it
+// listens. The caller stops it.
+func StartBuildkitd(ctx context.Context, dir string, args ...string) (d *Daemon, err error) {
+	run, err := os.MkdirTemp("/tmp", "dt-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(run))
+		}
+	}()
+	data := filepath.Join(dir, "buildkit")
+	text := fmt.Sprintf("root = %q\n[otel]\n  socketPath = %q\n[cdi]\n  disabled = true\n[worker.containerd]\n  enabled = false\n"+
+		"[worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n  networkMode = \"host\"\n", data, filepath.Join(run, "otel.sock"))
+	config := filepath.Join(run, "buildkitd.toml")
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	p, err := start(filepath.Join(run, "buildkitd.log"), nil, "buildkitd", append([]string{"--config", config}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	d = &Daemon{Pid: p.cmd.Process.Pid, run: run, dir: data, p: p}
+	err = p.ready(ctx, func() error {
+		if d.TCP() == "" && !strings.Contains(p.log(), "running server on /") {
+			return errors.New("it does not listen yet")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, p.stop())
+	}
+	return d, nil
+}
+
+// listens is how daemons tell where they listen.
+var listens = regexp.MustCompile(`(?:API listen|running server) on ([0-9.]+:[0-9]+)`)
 
 // TCP returns the host:port at which a daemon listens that was started with
-// --host tcp://127.0.0.1:0; "" if it does not.
+// tcp://127.0.0.1:0; "" if it does not.
 func (d *Daemon) TCP() string {
 	data, err := os.ReadFile(d.p.logFile)
 	if m := listens.FindSubmatch(data); err == nil && m != nil {

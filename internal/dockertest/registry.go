@@ -2,6 +2,8 @@ package dockertest
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -25,50 +27,105 @@ type Registry struct {
 // listening is how docker-registry tells where it listens.
 var listening = regexp.MustCompile(`listening on ([^\s",]+:\d+)`)
 
+// RegistryOptions say what a registry wants. The zero value is one on 127.0.0.1 that
+// lets everybody do everything.
+type RegistryOptions struct {
+	// Host is a name or an address of this machine. "" means 127.0.0.1.
+	Host string
+	// User and Password are those of the one who is let in. "" means everybody.
+	User, Password string
+	// TLS gives it a certificate for Host, ca.pem in its directory, that nobody
+	// else vouches for. ClientCerts lets in only who shows the same (cert.pem,
+	// key.pem).
+	TLS, ClientCerts bool
+	// Auth is the section auth of its configuration, in the place of User.
+	Auth string
+}
+
 // StartRegistry starts a registry on a free port of 127.0.0.1 that keeps its data
 // in dir and lets everybody do everything. The caller stops it.
 func StartRegistry(ctx context.Context, dir string) (*Registry, error) {
-	return startRegistry(ctx, dir, "127.0.0.1:0", "")
+	return StartRegistryWith(ctx, dir, RegistryOptions{})
 }
 
 // StartPrivateRegistry starts a registry that asks everybody for that name and
 // password.
 func StartPrivateRegistry(ctx context.Context, dir, user, password string) (*Registry, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
-	if err != nil {
-		return nil, err
-	}
-	htpasswd := filepath.Join(dir, "htpasswd")
-	if err := os.WriteFile(htpasswd, fmt.Appendf(nil, "%s:%s\n", user, hash), 0o600); err != nil {
-		return nil, err
-	}
-	return startRegistry(ctx, dir, "127.0.0.1:0", fmt.Sprintf("auth:\n  htpasswd:\n    realm: test\n    path: %s\n", htpasswd))
+	return StartRegistryWith(ctx, dir, RegistryOptions{User: user, Password: password})
 }
 
-// StartTLSRegistry starts a registry on a free port of host, which must be a name
-// or an address of this machine, with a certificate that only ca vouches for.
-func StartTLSRegistry(ctx context.Context, dir, host string) (r *Registry, ca []byte, err error) {
+// StartRegistryWith starts a registry on a free port.
+func StartRegistryWith(ctx context.Context, dir string, o RegistryOptions) (*Registry, error) {
+	if o.Host == "" {
+		o.Host = "127.0.0.1"
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	ca, err = WriteCerts(dir, host)
-	if err != nil {
-		return nil, nil, err
+	var more strings.Builder
+	if o.TLS {
+		if _, err := WriteCerts(dir, o.Host); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&more, "  tls:\n    certificate: %[1]s/cert.pem\n    key: %[1]s/key.pem\n", dir)
+		if o.ClientCerts {
+			fmt.Fprintf(&more, "    clientcas:\n      - %s/ca.pem\n", dir)
+		}
 	}
-	r, err = startRegistry(ctx, dir, net.JoinHostPort(host, "0"),
-		fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")))
+	more.WriteString(o.Auth)
+	if o.User != "" {
+		hash, err := bcrypt.GenerateFromPassword([]byte(o.Password), bcrypt.MinCost)
+		if err != nil {
+			return nil, err
+		}
+		htpasswd := filepath.Join(dir, "htpasswd")
+		if err := os.WriteFile(htpasswd, fmt.Appendf(nil, "%s:%s\n", o.User, hash), 0o600); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&more, "auth:\n  htpasswd:\n    realm: test\n    path: %s\n", htpasswd)
+	}
+	r, err := startRegistry(ctx, dir, net.JoinHostPort(o.Host, "0"), more.String())
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	_, port, err := net.SplitHostPort(r.Addr)
 	if err != nil {
-		return nil, nil, errors.Join(err, r.Stop())
+		return nil, errors.Join(err, r.Stop())
 	}
-	r.Addr = net.JoinHostPort(host, port)
-	return r, ca, nil
+	r.Addr = net.JoinHostPort(o.Host, port)
+	return r, nil
+}
+
+// Client returns what speaks to a registry that was started with TLS.
+func (r *Registry) Client() (http.RoundTripper, error) {
+	ca, err := os.ReadFile(filepath.Join(r.dir, "ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(r.dir, "cert.pem"), filepath.Join(r.dir, "key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return nil, errors.New("no certificate in ca.pem")
+	}
+	return &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, DisableKeepAlives: true}, nil
+}
+
+// MachineAddress returns an address of this machine that is not on its loopback
+// interface, where Docker trusts everybody.
+func MachineAddress() (string, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && !n.IP.IsLoopback() {
+			return n.IP.String(), nil
+		}
+	}
+	return "", errors.New("this machine has no address but those of its loopback interface, on which Docker trusts everybody")
 }
 
 func startRegistry(ctx context.Context, dir, addr, more string) (*Registry, error) {

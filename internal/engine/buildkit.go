@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	bk "github.com/moby/buildkit/client"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/ability"
@@ -39,13 +42,15 @@ func openBuildKit(ctx context.Context, cfg Config) (*buildKit, error) {
 // not there, or not ready yet.
 func dialBuildKit(ctx context.Context, cfg Config, addr string) (*buildKit, error) {
 	var opts []bk.ClientOpt
-	if cfg.CertPath != "" {
-		ca, cert, key := cfg.certs()
+	if cfg.TLS != nil {
 		u, err := url.Parse(addr)
 		if err != nil {
 			return nil, fmt.Errorf("buildkit daemon at %s: %w", addr, err)
 		}
-		opts = append(opts, bk.WithServerConfig(u.Hostname(), ca), bk.WithCredentials(cert, key))
+		own := cfg.TLS.Clone()
+		own.ServerName = cmp.Or(own.ServerName, u.Hostname())
+		opts = append(opts, bk.WithGRPCDialOption(grpc.WithTransportCredentials(credentials.NewTLS(own))),
+			bk.WithGRPCDialOption(grpc.WithAuthority(own.ServerName)))
 	}
 	c, err := bk.New(ctx, addr, opts...)
 	if err != nil {
@@ -69,6 +74,9 @@ func (b *buildKit) guard() guard { return b.guards }
 // build implements backend.
 func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
 	if _, err := j.choose([]ability.Builder{ability.Standalone}, b.name()); err != nil {
+		return "", "", err
+	}
+	if err := b.checkRegistries(); err != nil {
 		return "", "", err
 	}
 	export := bk.ExportEntry{Type: bk.ExporterImage, Attrs: map[string]string{
@@ -98,7 +106,7 @@ func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, e
 		return err
 	})
 	if err != nil {
-		return "", "", unpermitted(ctx, err)
+		return "", "", unpermitted(ctx, b.explain(err))
 	}
 	digest = resp["containerimage.digest"]
 	if digest == "" {

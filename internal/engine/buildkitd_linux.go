@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -60,12 +57,11 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 		return nil, err
 	}
 	config := filepath.Join(h.run, "buildkitd.toml")
-	for i, r := range slices.Sorted(maps.Keys(cfg.CAs)) {
-		if err := os.WriteFile(caFile(h, i), cfg.CAs[r], 0o600); err != nil {
-			return nil, err
-		}
+	certs, err := h.writeCerts(cfg.Registries)
+	if err != nil {
+		return nil, err
 	}
-	if err := os.WriteFile(config, []byte(buildkitdConfig(cfg, h, wrapper)), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(buildkitdConfig(cfg, h, wrapper, certs)), 0o600); err != nil {
 		return nil, err
 	}
 	addr := "unix://" + filepath.Join(h.run, "buildkitd.sock")
@@ -93,8 +89,9 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	return b, nil
 }
 
-// buildkitdConfig is the configuration of a buildkitd of our own.
-func buildkitdConfig(cfg Config, h *home, runtime string) string {
+// buildkitdConfig is the configuration of a buildkitd of our own. certs is the
+// directory with the certificates of registries.
+func buildkitdConfig(cfg Config, h *home, runtime, certs string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("root = %q", h.Data)
@@ -117,20 +114,9 @@ func buildkitdConfig(cfg Config, h *home, runtime string) string {
 		line(`  maxUsedSpace = "%dMB"`, int64(cfg.DiskMB*0.9))
 		line(`  reservedSpace = "0MB"`)
 	}
-	for _, r := range cfg.Insecure {
-		line("[registry.%s]\n  http = true\n  insecure = true", strconv.Quote(r))
-	}
-	for i, r := range slices.Sorted(maps.Keys(cfg.CAs)) {
-		if !slices.Contains(cfg.Insecure, r) {
-			// Not plain HTTP, which is what buildkitd speaks on this machine.
-			line("[registry.%s]\n  http = false\n  ca = [%q]", strconv.Quote(r), caFile(h, i))
-		}
-	}
+	b.WriteString(cfg.buildkitdRegistries(certs))
 	return b.String()
 }
-
-// caFile is where the certificates for the i-th registry are.
-func caFile(h *home, i int) string { return filepath.Join(h.run, fmt.Sprintf("ca-%d.pem", i)) }
 
 // shellQuote makes one word of s for sh.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

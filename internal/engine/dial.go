@@ -3,15 +3,9 @@ package engine
 import (
 	"context"
 	"net"
-	"path/filepath"
 
 	dockerclient "github.com/docker/docker/client"
 )
-
-// certs returns the files in CertPath.
-func (c Config) certs() (ca, cert, key string) {
-	return filepath.Join(c.CertPath, "ca.pem"), filepath.Join(c.CertPath, "cert.pem"), filepath.Join(c.CertPath, "key.pem")
-}
 
 // hijackDialer makes connections by upgrading an HTTP request to the daemon.
 func hijackDialer(cli *dockerclient.Client, path, proto string) func(context.Context, string) (net.Conn, error) {

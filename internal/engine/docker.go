@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -54,11 +55,14 @@ func openDocker(ctx context.Context, cfg Config) (*docker, error) {
 
 // dialDocker connects to the daemon at host and learns what it can do.
 func dialDocker(ctx context.Context, cfg Config, host string) (*docker, error) {
-	opts := []dockerclient.Opt{dockerclient.WithHost(host), dockerclient.WithAPIVersionNegotiation()}
-	if cfg.CertPath != "" {
-		ca, cert, key := cfg.certs()
-		opts = append(opts, dockerclient.WithTLSClientConfig(ca, cert, key))
+	var opts []dockerclient.Opt
+	if cfg.TLS != nil {
+		// WithHost completes its transport.
+		opts = append(opts, dockerclient.WithHTTPClient(&http.Client{
+			Transport: &http.Transport{TLSClientConfig: cfg.TLS.Clone()}, CheckRedirect: dockerclient.CheckRedirect,
+		}))
 	}
+	opts = append(opts, dockerclient.WithHost(host), dockerclient.WithAPIVersionNegotiation())
 	cli, err := dockerclient.NewClientWithOpts(opts...)
 	if err != nil {
 		return nil, fmt.Errorf("docker daemon at %s: %w", host, err)
@@ -146,6 +150,9 @@ func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err
 		return "", "", err
 	}
 	var image string
+	if err := d.checkRegistries(ctx, j); err != nil {
+		return "", "", err
+	}
 	if b == ability.Classic {
 		builtBy = d.called("classic")
 		image, err = d.classic(ctx, j)

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"time"
 
 	"github.com/org/portainer/internal/script"
@@ -56,6 +54,9 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	for _, r := range cfg.Insecure {
 		argv = append(argv, "--insecure-registry", r)
 	}
+	for _, m := range cfg.hubMirrors() {
+		argv = append(argv, "--registry-mirror", m)
+	}
 	env := daemonEnv(h.ID)
 	if major, err := dockerdMajor(ctx, program); err != nil {
 		return nil, err
@@ -63,15 +64,15 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 		// Its BuildKit can keep all output; larger numbers are ignored.
 		env = append(env, "BUILDKIT_STEP_LOG_MAX_SIZE=2147483647", "BUILDKIT_STEP_LOG_MAX_SPEED=2147483647")
 	}
-	if len(cfg.CAs) > 0 {
-		trusted := filepath.Join(h.run, "ca.pem")
-		if err := os.WriteFile(trusted, allCAs(cfg.CAs), 0o600); err != nil {
-			return nil, err
-		}
-		// The only other place dockerd looks at is /etc/docker/certs.d.
-		env = append(env, "SSL_CERT_FILE="+trusted)
+	certs, err := h.writeCerts(cfg.Registries)
+	if err != nil {
+		return nil, err
 	}
-	h.daemon, err = startDaemon("dockerd", filepath.Join(h.run, "dockerd.log"), argv, env, h.Data)
+	var prepare func() error
+	if certs != "" {
+		prepare = func() error { return overDockerCerts(certs) }
+	}
+	h.daemon, err = startPrepared(prepare, "dockerd", filepath.Join(h.run, "dockerd.log"), argv, env, h.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -107,32 +108,6 @@ func ping(ctx context.Context, socket string) error {
 		return fmt.Errorf("ping: %s", resp.Status)
 	}
 	return nil
-}
-
-// systemCAs are the files in which systems keep the certificates they trust
-// (Go crypto/x509/root_linux.go).
-var systemCAs = []string{
-	"/etc/ssl/certs/ca-certificates.crt",
-	"/etc/pki/tls/certs/ca-bundle.crt",
-	"/etc/ssl/ca-bundle.pem",
-	"/etc/pki/tls/cacert.pem",
-	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-	"/etc/ssl/cert.pem",
-}
-
-// allCAs returns the certificates that the system trusts and those of cas.
-func allCAs(cas map[string][]byte) []byte {
-	var all []byte
-	for _, path := range append([]string{os.Getenv("SSL_CERT_FILE")}, systemCAs...) {
-		if data, err := os.ReadFile(path); err == nil {
-			all = data
-			break
-		}
-	}
-	for _, r := range slices.Sorted(maps.Keys(cas)) {
-		all = append(append(all, '\n'), cas[r]...)
-	}
-	return all
 }
 
 // versionWords finds the release in what "dockerd --version" prints.

@@ -7,11 +7,14 @@ package engine
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,10 +41,9 @@ type Config struct {
 	// unix:///path or tcp://host:port. Kind "docker" requires it; kind
 	// "buildkitd" uses the BuildKit daemon there instead of one of our own.
 	Host string
-	// CertPath is a directory with ca.pem, cert.pem and key.pem, as
-	// DOCKER_CERT_PATH names one: Host is then spoken to over TLS. "" means
-	// without.
-	CertPath string
+	// TLS has the given daemon, at a tcp:// Host, spoken to over TLS. nil means
+	// without. Not modified.
+	TLS *tls.Config
 	// Sandbox is a directory for the data of an engine of our own. It may be
 	// far longer than a socket's path can be. "" means a temporary directory.
 	Sandbox string
@@ -50,11 +52,10 @@ type Config struct {
 	// Insecure names registries, as host:port, that are spoken to over plain
 	// HTTP or with a certificate that is not verified.
 	Insecure []string
-	// CAs are certificates, as PEM, that may vouch for a registry, by its
-	// host:port, beside those that the system trusts. A given Docker daemon
-	// trusts what it is configured to trust. A dockerd of our own cannot keep
-	// registries apart: it trusts each for all.
-	CAs map[string][]byte
+	// Registries say how registries are spoken to, each at most once; Insecure in
+	// them counts for nothing. A given daemon has its own configuration: where it
+	// can be seen that this does not fit, the build is refused.
+	Registries []portainer.Registry
 
 	// Auth tells credentials for registries. nil means that there are none.
 	Auth AuthFunc
@@ -141,6 +142,9 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg.Temp = "/tmp"
 	}
 	kind, why, err := choose(cfg)
+	if err == nil {
+		err = cfg.validateRegistries()
+	}
 	if err != nil {
 		return nil, &portainer.BuildError{Phase: portainer.PhaseLaunch, Class: portainer.ClassInvalid, Err: err}
 	}
@@ -296,6 +300,12 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 func (j *job) choose(from []ability.Builder, engine string) (ability.Builder, error) {
 	asked := ability.Build{
 		Script: j.script, Options: wire.Options(j.req.Options), Staged: len(j.cfg.Contexts), Remote: j.req.Remote, OwnText: !j.remoteDockerfile(),
+		SSH: slices.Sorted(maps.Keys(j.req.SSH)),
+	}
+	for _, r := range j.cfg.Registries {
+		if len(r.Mirrors) > 0 {
+			asked.Mirrored = append(asked.Mirrored, r.Host)
+		}
 	}
 	b, err := asked.Choose(from, engine)
 	if err != nil {

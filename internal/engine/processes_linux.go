@@ -142,6 +142,12 @@ type daemon struct {
 // startDaemon starts a program in a process group of its own. The kernel sends it
 // SIGTERM when we die: it can then put away what it holds.
 func startDaemon(name, logFile string, argv, env []string, dir string) (*daemon, error) {
+	return startPrepared(nil, name, logFile, argv, env, dir)
+}
+
+// startPrepared is startDaemon from a thread that prepare, unless it is nil, has
+// changed. The thread does nothing else and ends with the daemon.
+func startPrepared(prepare func() error, name, logFile string, argv, env []string, dir string) (*daemon, error) {
 	out, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -152,19 +158,23 @@ func startDaemon(name, logFile string, argv, env []string, dir string) (*daemon,
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGTERM}
 	d := &daemon{name: name, logFile: logFile, exited: make(chan struct{})}
 	started := make(chan error)
-	go func() {
-		// The signal comes when the thread that started the process ends, so the
-		// thread must stay.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+	go onThread(prepare != nil, func() {
+		var err error
+		if prepare != nil {
+			err = prepare()
+		}
+		if err == nil {
+			// The signal comes when the thread that started the process ends, so
+			// the thread must stay.
+			err = cmd.Start()
+		}
 		d.process = cmd.Process
 		started <- err
 		if err == nil {
 			d.err = cmd.Wait()
 			close(d.exited)
 		}
-	}()
+	})
 	err = <-started
 	if cerr := out.Close(); err == nil && cerr != nil {
 		err = cerr
@@ -173,6 +183,26 @@ func startDaemon(name, logFile string, argv, env []string, dir string) (*daemon,
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	return d, nil
+}
+
+// onThread calls run on one thread. If it changes the thread, which is never the
+// main one then, whose /proc/self is, the thread ends with it.
+func onThread(changes bool, run func()) {
+	runtime.LockOSThread()
+	if !changes || unix.Gettid() != unix.Getpid() {
+		run()
+		if !changes {
+			runtime.UnlockOSThread()
+		}
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() { // elsewhere, as this thread is taken
+		defer close(done)
+		onThread(changes, run)
+	}()
+	<-done
 }
 
 // maxReady bounds the start of a daemon.

@@ -3,13 +3,10 @@ package engine_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"flag"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -278,68 +275,4 @@ func TestSecrets(t *testing.T) {
 			require.ErrorIs(t, err, portainer.ErrFailed)
 		})
 	}
-}
-
-// TestRegistryCA pushes to a registry whose certificate only a CA of its own vouches
-// for. Docker trusts whoever answers on the loopback interface, so this says
-// nothing about a dockerd.
-func TestRegistryCA(t *testing.T) {
-	r := theRig(t)
-	private, ca, err := dockertest.StartTLSRegistry(testContext(t), t.TempDir(), "127.0.0.1")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, private.Stop()) })
-	pool := x509.NewCertPool()
-	require.True(t, pool.AppendCertsFromPEM(ca))
-	trusting := remote.WithTransport(&http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true})
-
-	cfg := r.own(t, engine.KindBuildkitd, nil)
-	cfg.CAs = map[string][]byte{private.Addr: ca}
-	req := r.request(t, "FROM BUSYBOX\nRUN echo x >/x\n")
-	req.Registry = private.Addr
-	res, err := open(t, cfg).Build(testContext(t), req)
-	require.NoError(t, err)
-	ref, err := name.ParseReference(res.Refs[0])
-	require.NoError(t, err)
-	image, err := remote.Image(ref, trusting)
-	require.NoError(t, err)
-	require.Equal(t, "x\n", fileSystem(t, image)["x"])
-
-	// Another's certificate vouches for nobody here.
-	other, otherCA, err := dockertest.StartTLSRegistry(testContext(t), t.TempDir(), "127.0.0.1")
-	require.NoError(t, err)
-	require.NoError(t, other.Stop())
-	cfg = r.own(t, engine.KindBuildkitd, nil)
-	cfg.CAs = map[string][]byte{private.Addr: otherCA}
-	_, err = open(t, cfg).Build(testContext(t), req)
-	var be *portainer.BuildError
-	require.ErrorAs(t, err, &be)
-	require.Equal(t, portainer.ClassRegistry, be.Class)
-	require.Equal(t, portainer.PhasePush, be.Phase)
-	require.ErrorContains(t, err, "x509")
-}
-
-func TestDaemonOverTLS(t *testing.T) {
-	r := theRig(t)
-	certs := t.TempDir()
-	_, err := dockertest.WriteCerts(certs, "127.0.0.1")
-	require.NoError(t, err)
-	pem := func(name string) string { return filepath.Join(certs, name) }
-	d, err := dockertest.StartDaemon(testContext(t), t.TempDir(), "--host", "tcp://127.0.0.1:0", "--tlsverify",
-		"--tlscacert", pem("ca.pem"), "--tlscert", pem("cert.pem"), "--tlskey", pem("key.pem"))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, d.Stop()) })
-	require.Eventually(t, func() bool { return d.TCP() != "" }, time.Minute, 10*time.Millisecond)
-
-	cfg := engine.Config{Kind: engine.KindDocker, Host: "tcp://" + d.TCP(), CertPath: certs}
-	e := open(t, cfg)
-	for _, mount := range []string{"", "--mount=type=tmpfs,target=/t "} {
-		_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+mount+"true\n"))
-		require.NoError(t, err)
-	}
-	_, err = dockertest.WriteCerts(certs, "127.0.0.1") // of somebody else
-	require.NoError(t, err)
-	_, err = engine.Open(testContext(t), cfg)
-	var be *portainer.BuildError
-	require.ErrorAs(t, err, &be)
-	require.Equal(t, portainer.ClassLaunch, be.Class)
 }

@@ -54,7 +54,7 @@ func newProbe(ctx context.Context, j *job) *probe {
 		Timeout: 2 * time.Second,
 		Transport: &http.Transport{
 			Proxy:             http.ProxyFromEnvironment,
-			TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // see above
+			TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, Certificates: j.cfg.clientCertificates(j.req.Registry)}, //nolint:gosec // see above
 			DisableKeepAlives: true,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -10,6 +10,8 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
@@ -34,6 +36,9 @@ type Config struct {
 	path string
 	file *configfile.ConfigFile
 	env  *configfile.ConfigFile // DOCKER_AUTH_CONFIG; nil without
+
+	mu      sync.Mutex
+	answers map[string]*answer // of helpers, by helper and registry
 
 	// Stderr is where credential helpers write what is not an answer, such as
 	// a request to unlock a keyring. nil drops it. Set it before use.
@@ -107,7 +112,48 @@ func (c *Config) lookUp(ctx context.Context, registry string) (seal.RegistryAuth
 	if helper == "" {
 		return stored(c.file, key)
 	}
-	return c.ask(ctx, helper, key)
+	a := c.answer(helper + " " + key)
+	select {
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
+	case <-ctx.Done():
+		return seal.RegistryAuth{}, ended(ctx)
+	}
+	if !a.at.IsZero() && time.Since(a.at) < answerAge {
+		return a.auth, nil
+	}
+	auth, err := c.ask(ctx, helper, key)
+	if err == nil {
+		a.auth, a.at = auth, time.Now()
+	}
+	return auth, err
+}
+
+// answerAge is how long what a credential helper says is used again: the executors
+// of many builds ask at the same time, and each answer costs processes, and perhaps
+// somebody's touch. What helpers give out lasts far longer.
+const answerAge = 30 * time.Second
+
+// An answer is what a credential helper has said last.
+type answer struct {
+	turn chan struct{} // holds one token while somebody reads or asks
+	auth seal.RegistryAuth
+	at   time.Time // zero before the first
+}
+
+// answer returns the answer with that key.
+func (c *Config) answer(key string) *answer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.answers[key]
+	if a == nil {
+		a = &answer{turn: make(chan struct{}, 1)}
+		if c.answers == nil {
+			c.answers = make(map[string]*answer)
+		}
+		c.answers[key] = a
+	}
+	return a
 }
 
 // keyOf is the name under which docker keeps what belongs to a registry.

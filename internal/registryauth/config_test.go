@@ -3,12 +3,15 @@ package registryauth_test
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/org/portainer/internal/registryauth"
 	"github.com/org/portainer/internal/seal"
@@ -137,6 +140,30 @@ func TestCredentialHelpers(t *testing.T) {
 	requireAuth(t, seal.RegistryAuth{Username: "u", Password: "file"}, got["stored.example"])
 	requireAuth(t, seal.RegistryAuth{Username: "AWS", Password: "ecr-secret"}, got["ecr.example"])
 	requireAuth(t, seal.RegistryAuth{IdentityToken: "refresh-me"}, got["token.example"])
+}
+
+// TestCredentialHelperRunsOnceForManyBuilds asks at the same time and right after.
+func TestCredentialHelperRunsOnceForManyBuilds(t *testing.T) {
+	runs := filepath.Join(t.TempDir(), "runs")
+	c := open(t, `{"credsStore": "counting"}`, map[string]string{
+		"counting": `read host
+			echo "$host" >>` + runs + `
+			echo '{"Username":"u","Secret":"of '"$host"'"}'`,
+	})
+	var builds errgroup.Group
+	for range 20 {
+		builds.Go(func() error {
+			got, err := c.Credentials(t.Context(), "a.example", "b.example")
+			if err == nil && (got["a.example"].Password != "of a.example" || got["b.example"].Password != "of b.example") {
+				err = errors.New("not what the helper says")
+			}
+			return err
+		})
+	}
+	require.NoError(t, builds.Wait())
+	asked, err := os.ReadFile(runs)
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"a.example", "b.example"}, strings.Fields(string(asked)))
 }
 
 func TestCredentialHelpersThatFail(t *testing.T) {

@@ -151,7 +151,9 @@ func TestCheckPushOverTLS(t *testing.T) {
 	r := startRegistry(t, listen, htpasswd(t))
 	strict := startRegistry(t, listen+fmt.Sprintf("    clientcas:\n      - %s/ca.crt\n", dir), htpasswd(t))
 
-	withCA, err := HostTLS([]string{filepath.Join(certs, "missing"), certs}, "registry.test:5000")
+	found, err := HostCerts([]string{filepath.Join(certs, "missing"), certs}, "registry.test:5000")
+	require.NoError(t, err)
+	withCA, err := found.TLS()
 	require.NoError(t, err)
 	require.NotNil(t, withCA)
 	target := Target{Registry: "registry.test:5000", Repository: "team/app", Auth: robot}
@@ -171,24 +173,33 @@ func TestCheckPushOverTLS(t *testing.T) {
 	require.Error(t, dialingTo(newChecker(target), strict.addr).check(t.Context()))
 }
 
-func TestHostTLS(t *testing.T) {
+func TestHostCerts(t *testing.T) {
 	certs := t.TempDir()
-	none, err := HostTLS([]string{certs}, "a.example")
+	none, err := HostCerts([]string{certs}, "a.example")
 	require.NoError(t, err)
-	require.Nil(t, none)
-	_, err = HostTLS([]string{certs}, "../a.example")
+	require.Zero(t, none)
+	without, err := none.TLS()
+	require.NoError(t, err)
+	require.Nil(t, without)
+	_, err = HostCerts([]string{certs}, "../a.example")
 	require.Error(t, err)
+	hosts, err := CertHosts([]string{filepath.Join(certs, "missing")})
+	require.NoError(t, err)
+	require.Empty(t, hosts)
 
 	dir := filepath.Join(certs, "a.example")
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	for _, bad := range []string{"ca.crt", "client.cert"} {
 		file := filepath.Join(dir, bad)
 		require.NoError(t, os.WriteFile(file, []byte("no PEM"), 0o600))
-		_, err = HostTLS([]string{certs}, "a.example")
+		_, err = HostCerts([]string{certs}, "a.example")
 		require.ErrorContains(t, err, "certificates of a.example")
 		require.ErrorContains(t, err, bad)
 		require.NoError(t, os.Remove(file))
 	}
+	hosts, err = CertHosts([]string{certs, certs})
+	require.NoError(t, err)
+	require.Equal(t, []string{"a.example"}, hosts)
 }
 
 func TestCheckPushRefusesPlainHTTP(t *testing.T) {

@@ -21,7 +21,35 @@ type Credentials struct {
 	// Secrets maps the id of a build secret (RUN --mount=type=secret,id=…) to
 	// its value.
 	Secrets map[string][]byte
+	// ClientCerts maps registries to what they want to see of their clients.
+	ClientCerts map[string]ClientCert
+	// Daemon is what a given engine's daemon wants to see of its clients; nil for
+	// nothing.
+	Daemon *ClientCert
+	// CacheFrom and CacheTo are the build's options of these names if they hold
+	// secrets; nil means those of the task.
+	CacheFrom, CacheTo []string
+	// Channel is the key of a Channel; nil if there is none.
+	Channel []byte
 }
+
+// A ClientCert is a certificate and its private key, as PEM.
+type ClientCert struct{ Cert, Key []byte }
+
+// String says that there is one.
+func (c ClientCert) String() string { return "client certificate " + redacted }
+
+// Format is String whatever the verb.
+func (c ClientCert) Format(s fmt.State, _ rune) { fmt.Fprint(s, c.String()) }
+
+// GoString is String.
+func (c ClientCert) GoString() string { return c.String() }
+
+// LogValue is String.
+func (c ClientCert) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// MarshalText is String.
+func (c ClientCert) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // A RegistryAuth is what a registry, or the token server it names, wants to see.
 // The zero value is anonymous.
@@ -38,7 +66,9 @@ type RegistryAuth struct {
 const redacted = "[redacted]"
 
 // Empty reports whether there is nothing to be kept secret.
-func (c Credentials) Empty() bool { return len(c.Registries) == 0 && len(c.Secrets) == 0 }
+func (c Credentials) Empty() bool {
+	return len(c.Registries)+len(c.Secrets)+len(c.ClientCerts)+len(c.CacheFrom)+len(c.CacheTo)+len(c.Channel) == 0 && c.Daemon == nil
+}
 
 // String names registries and secrets, and shows no value.
 func (c Credentials) String() string {
@@ -48,6 +78,18 @@ func (c Credentials) String() string {
 	}
 	for _, id := range slices.Sorted(maps.Keys(c.Secrets)) {
 		parts = append(parts, fmt.Sprintf("secret %s: %s", id, redacted))
+	}
+	for _, host := range slices.Sorted(maps.Keys(c.ClientCerts)) {
+		parts = append(parts, fmt.Sprintf("registry %s: %s", host, c.ClientCerts[host]))
+	}
+	if c.Daemon != nil {
+		parts = append(parts, fmt.Sprintf("engine: %s", c.Daemon))
+	}
+	if n := len(c.CacheFrom) + len(c.CacheTo); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d places of cache %s", n, redacted))
+	}
+	if len(c.Channel) > 0 {
+		parts = append(parts, "channel "+redacted)
 	}
 	if len(parts) == 0 {
 		return "no credentials"
@@ -99,9 +141,18 @@ const credentialsVersion = 1
 // The form in which credentials are sealed.
 type (
 	credentialsJSON struct {
-		Version    int                         `json:"version"`
-		Registries map[string]registryAuthJSON `json:"registries,omitempty"`
-		Secrets    map[string][]byte           `json:"secrets,omitempty"`
+		Version     int                         `json:"version"`
+		Registries  map[string]registryAuthJSON `json:"registries,omitempty"`
+		Secrets     map[string][]byte           `json:"secrets,omitempty"`
+		ClientCerts map[string]clientCertJSON   `json:"client_certs,omitempty"`
+		Daemon      *clientCertJSON             `json:"daemon,omitempty"`
+		CacheFrom   []string                    `json:"cache_from,omitempty"`
+		CacheTo     []string                    `json:"cache_to,omitempty"`
+		Channel     []byte                      `json:"channel,omitempty"`
+	}
+	clientCertJSON struct {
+		Cert []byte `json:"cert"`
+		Key  []byte `json:"key"`
 	}
 	registryAuthJSON struct {
 		Username      string `json:"username,omitempty"`
@@ -113,11 +164,20 @@ type (
 
 // Encode returns c with all its values, for Seal and nothing else.
 func (c Credentials) Encode() ([]byte, error) {
-	j := credentialsJSON{Version: credentialsVersion, Secrets: c.Secrets}
+	j := credentialsJSON{
+		Version: credentialsVersion, Secrets: c.Secrets, Daemon: (*clientCertJSON)(c.Daemon),
+		CacheFrom: c.CacheFrom, CacheTo: c.CacheTo, Channel: c.Channel,
+	}
 	if len(c.Registries) > 0 {
 		j.Registries = make(map[string]registryAuthJSON, len(c.Registries))
 		for host, a := range c.Registries {
 			j.Registries[host] = registryAuthJSON(a)
+		}
+	}
+	if len(c.ClientCerts) > 0 {
+		j.ClientCerts = make(map[string]clientCertJSON, len(c.ClientCerts))
+		for host, cert := range c.ClientCerts {
+			j.ClientCerts[host] = clientCertJSON(cert)
 		}
 	}
 	data, err := json.Marshal(j)
@@ -143,11 +203,19 @@ func DecodeCredentials(data []byte) (Credentials, error) {
 	if json.Unmarshal(data, &j) != nil {
 		return Credentials{}, errMalformed
 	}
-	c := Credentials{Secrets: j.Secrets}
+	c := Credentials{
+		Secrets: j.Secrets, Daemon: (*ClientCert)(j.Daemon), CacheFrom: j.CacheFrom, CacheTo: j.CacheTo, Channel: j.Channel,
+	}
 	if len(j.Registries) > 0 {
 		c.Registries = make(map[string]RegistryAuth, len(j.Registries))
 		for host, a := range j.Registries {
 			c.Registries[host] = RegistryAuth(a)
+		}
+	}
+	if len(j.ClientCerts) > 0 {
+		c.ClientCerts = make(map[string]ClientCert, len(j.ClientCerts))
+		for host, cert := range j.ClientCerts {
+			c.ClientCerts[host] = ClientCert(cert)
 		}
 	}
 	return c, nil

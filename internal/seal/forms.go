@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -42,7 +43,33 @@ func (c Credentials) values() [][]byte {
 	for _, v := range c.Secrets {
 		values = append(values, v)
 	}
+	for _, cert := range c.ClientCerts {
+		values = append(values, keyBody(cert.Key))
+	}
+	if c.Daemon != nil {
+		values = append(values, keyBody(c.Daemon.Key))
+	}
+	for _, place := range slices.Concat(c.CacheFrom, c.CacheTo) {
+		_, secrets := RedactCache(place)
+		for _, v := range secrets {
+			values = append(values, []byte(v))
+		}
+	}
+	if len(c.Channel) > 0 {
+		values = append(values, c.Channel)
+	}
 	return values
+}
+
+// keyBody is a private key in PEM form without the lines that all of them have.
+func keyBody(pem []byte) []byte {
+	var body [][]byte
+	for line := range bytes.Lines(pem) {
+		if !bytes.HasPrefix(line, []byte("-----")) {
+			body = append(body, line)
+		}
+	}
+	return bytes.Join(body, nil)
 }
 
 // forms calls add with every text under which secret may appear in a line of a

@@ -53,7 +53,11 @@ type Task struct {
 
 	Engine Engine `json:"engine"`
 
-	Insecure []string          `json:"insecure,omitempty"` // registries to speak to without verified TLS
+	Insecure []string `json:"insecure,omitempty"` // registries to speak to without verified TLS
+	// Registries are those of the build that are to be spoken to in a way of
+	// their own.
+	Registries []Registry `json:"registries,omitempty"`
+
 	Target   string            `json:"target,omitempty"`
 	Args     map[string]string `json:"args,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
@@ -68,11 +72,23 @@ type Task struct {
 	// executor builds when it has them from the framework, sealed to its key
 	// (package seal).
 	Secrets bool `json:"secrets,omitempty"`
+	// SSH are the ids of the ssh agents that the framework answers for.
+	SSH []string `json:"ssh,omitempty"`
 
 	// What Mesos allocated to the task and its executor.
 	CPUs   float64 `json:"cpus"`
 	MemMB  float64 `json:"mem_mb"`
 	DiskMB float64 `json:"disk_mb,omitempty"`
+}
+
+// A Registry says how a registry is spoken to.
+type Registry struct {
+	Host string `json:"host"`
+	CA   []byte `json:"ca,omitempty"` // PEM
+	// ClientCert says that it wants a client certificate, which comes with the
+	// secrets.
+	ClientCert bool     `json:"client_cert,omitempty"`
+	Mirrors    []string `json:"mirrors,omitempty"`
 }
 
 // Options is portainer.Options, field by field.
@@ -117,6 +133,12 @@ type Context struct {
 type Engine struct {
 	Kind string `json:"kind"`           // "auto", "docker", "dockerd" or "buildkitd"
 	Host string `json:"host,omitempty"` // of a given daemon, as DOCKER_HOST spells it
+	// TLS says that the daemon is spoken to over TLS, and CA, as PEM, what vouches
+	// for it besides the certificates that the agent trusts. ClientCert says that
+	// it wants a client certificate, which comes with the secrets.
+	TLS        bool   `json:"tls,omitempty"`
+	CA         []byte `json:"ca,omitempty"`
+	ClientCert bool   `json:"client_cert,omitempty"`
 }
 
 // An Outcome is how an attempt ended, as the executor saw it.

@@ -30,7 +30,12 @@ var (
 		},
 		Contexts: map[string]*wire.Context{"lib": {BucketURL: "s3://builds", Key: "portainer/contexts/ef", Size: 12, Digest: "sha256:ef"}},
 		Remote:   "https://git.example/team/app.git#main:dir",
-		Engine:   wire.Engine{Kind: "docker", Host: "unix:///var/run/docker.sock"}, Insecure: []string{"registry.example:5000"},
+		Engine:   wire.Engine{Kind: "docker", Host: "tcp://10.0.0.1:2376", TLS: true, CA: []byte("PEM"), ClientCert: true},
+		Insecure: []string{"registry.example:5000"},
+		Registries: []wire.Registry{
+			{Host: "registry.example:5000", CA: []byte("PEM"), ClientCert: true, Mirrors: []string{"mirror.example/hub"}},
+		},
+		SSH:    []string{"default"},
 		Target: "final", Args: map[string]string{"VERSION": "1", "EMPTY": ""}, Labels: map[string]string{"a": "b"},
 		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, Squash: true}, Secrets: true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
 	}
