@@ -146,7 +146,7 @@ const (
 //
 // When ctx is done, Build has the task killed and returns without waiting for
 // the agent. The staged context is removed in any case, when no task uses it any
-// more. Every error is a *BuildError.
+// more and Config.StagingTTL is over. Every error is a *BuildError.
 func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 	spec, err := f.prepare(ctx, req)
 	if err != nil {

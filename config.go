@@ -94,6 +94,7 @@ func (cfg *Config) validate() error {
 		{"Resources.GPUs", cfg.Resources.GPUs},
 		{"MaxAttempts", float64(cfg.MaxAttempts)},
 		{"OOMRetryMemMB", cfg.OOMRetryMemMB},
+		{"StagingTTL", float64(cfg.StagingTTL)},
 		{"FailoverTimeout", float64(cfg.FailoverTimeout)},
 		{"QueueTimeout", float64(cfg.QueueTimeout)},
 		{"BuildTimeout", float64(cfg.BuildTimeout)},

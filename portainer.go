@@ -111,6 +111,12 @@ type Config struct {
 	// OpenBucket would ("s3://builds?region=eu-west-1"). Required with Staging.
 	StagingURL string
 
+	// StagingTTL is how long a context stays in Staging after its last build, so that
+	// the next one of the same or similar files sends less. Run removes what has
+	// expired there, whoever staged it. Zero means that a context is removed with its
+	// last build.
+	StagingTTL time.Duration
+
 	// ExecutorURI is where an agent fetches the executor: the binary itself or
 	// an archive that holds it, which the agent unpacks. "" means that the
 	// agents have what ExecutorCommand needs.
@@ -217,7 +223,9 @@ func New(cfg Config) (*Framework, error) {
 	f := &Framework{cfg: cfg, masters: masters, inbox: make(chan func(*loop)), stopped: make(chan struct{})}
 	f.files = schedapi.NewFiles(schedapi.FilesConfig{Principal: cfg.Principal, Secret: cfg.Secret, TLS: cfg.TLS})
 	if cfg.Staging != nil {
-		f.stager = newStager(staging.New(cfg.Staging))
+		store := staging.New(cfg.Staging)
+		store.TTL = cfg.StagingTTL
+		f.stager = newStager(store)
 	}
 	if cfg.StateDir != "" {
 		if err := f.openState(); err != nil {
@@ -256,5 +264,10 @@ func (f *Framework) Run(ctx context.Context) error {
 	defer hangUp()
 	l := newLoop(f, alive)
 	defer l.cleanup.Wait()
+	if f.stager != nil {
+		keeping, stop := context.WithCancel(alive)
+		defer stop()
+		l.cleanup.Go(func() { f.keepStaging(keeping) })
+	}
 	return l.serve(ctx, alive)
 }

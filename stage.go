@@ -2,6 +2,9 @@ package portainer
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/org/portainer/internal/staging"
@@ -108,6 +111,18 @@ func (s *stager) sweep(ctx context.Context) error {
 		}
 		delete(s.garbage, ref.Key)
 	}
+}
+
+// renew has those that rely on a context counted among the living.
+func (s *stager) renew(ctx context.Context) error {
+	s.mu.Lock()
+	keys := slices.Collect(maps.Keys(s.uses))
+	s.mu.Unlock()
+	var errs []error
+	for _, key := range keys {
+		errs = append(errs, s.store.Renew(ctx, staging.RefOf(key)))
+	}
+	return errors.Join(errs...)
 }
 
 func (s *stager) anyGarbage() (ref staging.Ref, ok bool) {

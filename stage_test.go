@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"gocloud.dev/blob"
@@ -194,4 +196,31 @@ func bundled(ctx context.Context, bundle func(context.Context, io.Writer) error)
 	return func(store *staging.Store) (staging.Ref, staging.PutStats, error) {
 		return store.PutContext(ctx, bundle)
 	}
+}
+
+// TestStagerKeeps checks that a context outlives its last build if it should, and that
+// the leases of living builds are renewed.
+func TestStagerKeeps(t *testing.T) {
+	s, bucket := newTestStager(t)
+	s.store.TTL = time.Hour
+	ref, _, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
+	require.NoError(t, err)
+	lease := "portainer/leases/" + strings.TrimPrefix(ref.Digest, "sha256:") + "/" + s.store.ID
+	before, err := bucket.Attributes(t.Context(), lease)
+	require.NoError(t, err)
+	require.NoError(t, s.renew(t.Context()))
+	after, err := bucket.Attributes(t.Context(), lease)
+	require.NoError(t, err)
+	require.True(t, after.ModTime.After(before.ModTime))
+
+	s.release(ref)
+	require.NoError(t, s.sweep(t.Context()))
+	require.NoError(t, s.renew(t.Context()))
+	require.True(t, staged(t, bucket, ref))
+	there, err := bucket.Exists(t.Context(), lease)
+	require.NoError(t, err)
+	require.False(t, there)
+	_, stats, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
+	require.NoError(t, err)
+	require.False(t, stats.Uploaded)
 }

@@ -30,7 +30,7 @@ func TestAttach(t *testing.T) {
 			}
 			dir := write(t, files)
 			state := t.TempDir()
-			flags := []string{"--mesos-master", c.master, "--state-dir", state, "--stream"}
+			flags := []string{"--mesos-master", c.master, "--state-dir", state, "--staging-ttl", "0", "--stream"}
 			first := start(t, append(append([]string{"build", "--to", c.registry, "--from", c.registry}, flags...), dir+"/a", dir+"/b", dir+"/c")...)
 			for _, name := range []string{"a", "b", "c"} {
 				first.waitFor(first.stderr, "line 10 of "+name)

@@ -131,7 +131,7 @@ func TestEngines(t *testing.T) {
 			staging := t.TempDir()
 			tag := "engine" + string(rune('a'+i))
 			meta := filepath.Join(t.TempDir(), "meta.json")
-			args := append([]string{"build", "--mesos-master", "local:2", "--to", registry, "--from", registry, "--staging-uri", staging,
+			args := append([]string{"build", "--mesos-master", "local:2", "--to", registry, "--from", registry, "--staging-uri", staging, "--staging-ttl", "0",
 				"--tag", tag, "--metadata-file", meta}, tt.flags...)
 			p := cli(t, 0, append(args, "examples/hello", "examples/tree/a/Dockerfile", "examples/tree/b/Dockerfile", "examples/multistage")...)
 			require.Len(t, p.refs(), 4)

@@ -30,7 +30,7 @@ func TestInterrupt(t *testing.T) {
 			before := look(t)
 			staging := t.TempDir()
 			dir := write(t, map[string]string{"Dockerfile": "FROM busybox\nCOPY Dockerfile /\nRUN echo it-runs; sleep 1234\n"})
-			args := append([]string{"build", "--to", registry, "--from", registry, "--repository", "test/interrupt", "--staging-uri", staging}, tt.flags...)
+			args := append([]string{"build", "--to", registry, "--from", registry, "--repository", "test/interrupt", "--staging-uri", staging, "--staging-ttl", "0"}, tt.flags...)
 			p := start(t, append(args, dir)...)
 			p.waitFor(p.stderr, "it-runs\n")
 			require.NotEmpty(t, staged(t, staging))

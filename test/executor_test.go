@@ -54,7 +54,7 @@ func TestExecutorArchive(t *testing.T) {
 	for _, uri := range []string{"file://" + archive, archive} {
 		before := look(t)
 		staging := t.TempDir()
-		p := cli(t, 0, "build", "--to", registry, "--from", registry, "--tag", "archive", "--staging-uri", staging, "--executor-uri", uri, "examples/hello")
+		p := cli(t, 0, "build", "--to", registry, "--from", registry, "--tag", "archive", "--staging-uri", staging, "--staging-ttl", "0", "--executor-uri", uri, "examples/hello")
 		pushed(t, refOf(t, p, "examples/hello"))
 		before.nothingLeft(t, p)
 		require.Empty(t, filesOf(t, staging), "the program itself need not be staged")
@@ -69,7 +69,7 @@ func TestExecutorIsStaged(t *testing.T) {
 	require.NoError(t, err)
 	staging := t.TempDir()
 	for range 2 {
-		p := cli(t, 0, "build", "--mesos-master", c.master, "--to", c.registry, "--from", c.registry, "--staging-uri", staging, "examples/tree/a")
+		p := cli(t, 0, "build", "--mesos-master", c.master, "--to", c.registry, "--from", c.registry, "--staging-uri", staging, "--staging-ttl", "0", "examples/tree/a")
 		pushed(t, refOf(t, p, "examples/tree-a"))
 		require.Empty(t, staged(t, staging))
 		files := filesOf(t, staging)

@@ -126,7 +126,7 @@ func TestMasterDiesDuringBuild(t *testing.T) {
 		"Dockerfile": fmt.Sprintf("FROM busybox\nCOPY Dockerfile /\nRUN for i in $(seq 1 %d); do echo line $i; sleep 0.1; done\n", lines),
 	})
 	staging, meta := t.TempDir(), filepath.Join(t.TempDir(), "meta.json")
-	p := start(t, "build", "--mesos-master", "zk://"+addr+path, "--staging-uri", staging, "--to", registry, "--from", registry,
+	p := start(t, "build", "--mesos-master", "zk://"+addr+path, "--staging-uri", staging, "--staging-ttl", "0", "--to", registry, "--from", registry,
 		"--repository", "test/failover", "--tag", "a", "--tag", "b", "--engine", "dockerd", "--stream", "--metadata-file", meta, dir)
 	p.waitFor(p.stderr, "line 10\n")
 	require.EqualValues(t, 1, subscribed.Load())

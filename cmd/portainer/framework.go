@@ -19,6 +19,7 @@ type frameworkCommand struct {
 	*globals
 
 	stagingURI     string
+	stagingTTL     time.Duration
 	stateDir       string
 	retries        int
 	engine         engineFlags
@@ -43,6 +44,8 @@ type frameworkCommand struct {
 func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://, gs://, azblob:// or hdfs://…\n"+
 		"(default: a temporary directory if the master is on this machine)")
+	f.DurationVar(&c.stagingTTL, "staging-ttl", stagingTTL, "how long a context stays staged after its last use, for the next build of the same or similar files;\n"+
+		"0 removes it at the end")
 	f.StringVar(&c.stateDir, "state-dir", "", "keep there what \"portainer attach\" needs to take over after a crash or SIGTERM")
 	f.IntVar(&c.retries, "retries", 3, "how often a build that the cluster lost is launched again")
 	c.engine.addFlags(f)
@@ -82,6 +85,9 @@ func (c *frameworkCommand) check() error {
 	}
 	if c.stream && c.progress == "quiet" {
 		return usagef("--stream shows the output that --progress quiet hides: give one of them")
+	}
+	if c.stagingTTL < 0 {
+		return usagef("--staging-ttl is a duration from 0, not %v", c.stagingTTL)
 	}
 	if c.retries < 0 {
 		return usagef("--retries is a number from 0, not %d", c.retries)
@@ -182,6 +188,10 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	if err != nil {
 		return err
 	}
+	ttl := c.stagingTTL
+	if site.ownBucket {
+		ttl = 0 // nobody will look there again
+	}
 	container := c.container
 	container.Unprivileged = container.Image != "" && !c.privileged
 	logins, err := c.credentials()
@@ -209,6 +219,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		TLS:             tlsConfig,
 		Staging:         site.bucket,
 		StagingURL:      site.bucketURL,
+		StagingTTL:      ttl,
 		ExecutorURI:     site.executorURI,
 		ExecutorCommand: site.executorCommand,
 		Container:       container,

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"archive/tar"
+	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -43,13 +46,19 @@ func TestStagingLsAndGC(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("an executor"), 0o755))
 	key, err := staging.New(bucket).PutFile(t.Context(), file)
 	require.NoError(t, err)
+	one := func(_ context.Context, w io.Writer) error { return tar.NewWriter(w).Close() }
+	used, _, err := staging.New(bucket).PutContext(t.Context(), one)
+	require.NoError(t, err)
 	require.NoError(t, bucket.Close())
 
 	got := portainerWith(t, nil, "staging", "ls", "--staging-uri", dir)
 	require.Equal(t, exitOK, got.code, got.stderr)
-	require.Contains(t, got.stdout, key)
+	require.Regexp(t, `(?m)^SIZE +USED +USERS +EXPIRES +NAME$`, got.stdout)
+	require.Regexp(t, `(?m)^11B +Less than a second ago +- +in \d days +`+key+`$`, got.stdout)
 	got = portainerWith(t, nil, "staging", "gc", "--staging-uri", dir)
 	require.Empty(t, got.stdout, "too young")
+	got = portainerWith(t, nil, "staging", "ls", "--staging-uri", dir)
+	require.Regexp(t, `(?m)^.* ago +1 +not while used +`+used.Key+`$`, got.stdout)
 	got = portainerWith(t, map[string]string{"PORTAINER_STAGING_URI": dir}, "staging", "gc", "--older-than", "0s")
 	require.Contains(t, got.stdout, key)
 	got = portainerWith(t, nil, "staging", "ls", "--staging-uri", dir)

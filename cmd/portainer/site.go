@@ -28,6 +28,7 @@ type site struct {
 	master          string
 	bucket          *blob.Bucket
 	bucketURL       string
+	ownBucket       bool // a temporary directory, which goes with the site
 	executorURI     string
 	executorCommand string
 

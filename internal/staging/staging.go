@@ -68,6 +68,11 @@ type Ref struct {
 	Digest string // of the context; Key has it too
 }
 
+// RefOf returns what is known of a context by its key alone.
+func RefOf(key string) Ref {
+	return Ref{Key: key, Digest: "sha256:" + strings.TrimPrefix(key, ContextPrefix)}
+}
+
 // PutStats says what a put took.
 type PutStats struct {
 	Uploaded bool  // false if the context was there already
@@ -85,6 +90,11 @@ type Store struct {
 	// Delete gives up what the other has staged. It must not change after the
 	// first use, and have no slash in it.
 	ID string
+
+	// TTL is for how long Delete leaves contexts there, for whoever stages the same or
+	// a similar one next, and what an upload has sent that failed or was killed. 0 means
+	// not at all. It must not change after the first use.
+	TTL time.Duration
 
 	// Limit is the size of the largest context that Open yields, uncompressed;
 	// 0 means DefaultLimit. It must not change after the first use.
@@ -178,17 +188,11 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source,
 	}
 	written := false // packs of ours, which no recipe knows
 	defer func() {
-		if err == nil {
-			return
+		if err != nil {
+			err = errors.Join(err, s.giveUp(ctx, digest, written))
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		defer cancel()
-		cleanup := s.release(ctx, digest)
-		if written && cleanup == nil {
-			cleanup = s.sweep(ctx, func(Object) bool { return false })
-		}
-		err = errors.Join(err, cleanup)
 	}()
+	defer s.renewing(ctx, digest)()
 	attrs, err := s.bucket.Attributes(ctx, ref.Key)
 	if err == nil {
 		ref.Size = attrs.Size
@@ -226,6 +230,25 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source,
 	}
 	m.addSent(ref.Size)
 	return ref, PutStats{Uploaded: true, Sent: sent + ref.Size}, nil
+}
+
+// giveUp ends an upload that has failed; written says that it may have left packs.
+func (s *Store) giveUp(ctx context.Context, digest string, written bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	if written && s.TTL > 0 {
+		// The next one need not send them again. The note tells when they are to go.
+		if err := s.note(ctx, s.keptKey(digest)); err != nil {
+			return err
+		}
+	}
+	if err := s.release(ctx, digest); err != nil {
+		return err
+	}
+	if written && s.TTL <= 0 {
+		return s.sweep(ctx, 0, func(Object) bool { return false })
+	}
+	return nil
 }
 
 // PutFile stages the file with that name as it is, unless it is there already, and

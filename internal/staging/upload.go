@@ -9,6 +9,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
@@ -33,7 +34,7 @@ type uploader struct {
 	meter *Meter
 
 	encoders sync.Pool
-	sent     int64 // valid when all is done
+	sent     atomic.Int64
 }
 
 // A pressed is a block that was compressed, or will be.
@@ -100,7 +101,7 @@ func (s *Store) upload(ctx context.Context, r *recipe, src Source, m *Meter) (in
 	if err := g.Wait(); err != nil {
 		return 0, err
 	}
-	return u.sent, nil
+	return u.sent.Load(), nil
 }
 
 // read cuts what is missing into blocks.
@@ -180,9 +181,8 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 		buf, size = nil, 0
 		ref := packRef{sha256.Sum256(data), int64(len(data))}
 		u.r.packs = append(u.r.packs, ref)
-		u.sent += ref.size
 		g.Go(func() error {
-			return u.store.writePack(ctx, ref, data, &sending{m: u.meter, size: content, length: ref.size})
+			return u.send(ctx, ref, data, &sending{m: u.meter, size: content, length: ref.size})
 		})
 	}
 	for p := range ordered {
@@ -209,6 +209,22 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 		flush()
 	}
 	return g.Wait()
+}
+
+// send sends one pack unless it is there: an upload of the same content that was killed
+// may have left it. A pack is written whole or not at all, and its name says what is in
+// it; no removal can take it away, because of our lease on a context that is not there.
+func (u *uploader) send(ctx context.Context, ref packRef, data []byte, on *sending) error {
+	attrs, err := u.store.bucket.Attributes(ctx, ref.key())
+	if err == nil && attrs.Size == ref.size {
+		on.skip()
+		return nil
+	}
+	if err := u.store.writePack(ctx, ref, data, on); err != nil {
+		return err
+	}
+	u.sent.Add(ref.size)
+	return nil
 }
 
 // writePack sends one pack, and tries again when the bucket fails.
