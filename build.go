@@ -84,9 +84,10 @@ type Request struct {
 	// executor sealed to a key in its memory, and are written down nowhere: after
 	// a restart of the framework a new attempt cannot have them.
 	Secrets map[string][]byte
-	// SSH are the ssh agents of RUN --mount=type=ssh by id, "default" if it names
-	// none. They stay where they are: what RUN asks of one is put to it here. After
-	// a restart of the framework a new attempt cannot have them.
+	// SSH are the ssh agents that steps may use, by id (RUN --mount=type=ssh),
+	// "default" being the one of steps that name none. The keys stay where they are: a
+	// build can list them and have something signed, for as long as it runs. After a
+	// restart of the framework they are gone, as Secrets are.
 	SSH map[string]SSHAgent
 	// Labels are added to the image's labels.
 	Labels map[string]string

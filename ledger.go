@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/org/portainer/internal/sshforward"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -97,7 +98,7 @@ type buildSpec struct {
 	secrets     map[string][]byte // build secrets by id; never saved
 	cacheFrom   []string          // if it holds secrets, which task.Options does not; never saved
 	cacheTo     []string
-	ssh         map[string]SSHAgent // by id; never saved
+	ssh         map[string]SSHAgent // ssh agents by id; never saved
 	ownSecrets  bool                // there are any of these, or were in an earlier life
 	maxAttempts int
 	oomRetryMB  float64 // memory of the one attempt after an OOM; 0 means none
@@ -144,10 +145,10 @@ type attempt struct {
 	launched  time.Time
 	heard     bool // an update came
 	running   bool
-	abandoned bool   // its build no longer waits for it: it is to be killed
-	sealKey   string // the public key of its executor, once it asked for secrets
-	channel   []byte // the key of what it says of ssh agents, likewise
-	withheld  bool   // it was told that another attempt may still push
+	abandoned bool             // its build no longer waits for it: it is to be killed
+	sealKey   string           // the public key of its executor, once it asked for secrets
+	ssh       *sshforward.Desk // what its executor asked ssh agents; nil before it did
+	withheld  bool             // it was told that another attempt may still push
 
 	maintenance time.Time // when its agent is to go down, as far as that is planned
 

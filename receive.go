@@ -9,6 +9,7 @@ import (
 
 	"github.com/org/portainer/internal/schedapi"
 	"github.com/org/portainer/internal/seal"
+	"github.com/org/portainer/internal/sshforward"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -72,8 +73,8 @@ func (l *loop) adopt(id string) error {
 	return nil
 }
 
-// message takes what an executor says: that it wants to push or to have secrets, or
-// that its log has grown, of which whoever follows the log is told.
+// message takes what an executor says: that it wants to push, to have secrets or to
+// use an ssh agent, or that its log has grown, of which whoever follows the log is told.
 func (l *loop) message(m *scheduler.Event_Message) {
 	if ask, err := wire.DecodePushAsk(m.Data); err == nil {
 		l.ledger.asked(time.Now(), m.ExecutorID.Value, ask)
@@ -81,6 +82,10 @@ func (l *loop) message(m *scheduler.Event_Message) {
 	}
 	if ask, err := seal.DecodeAsk(m.Data); err == nil {
 		l.answerSecrets(ask, m.ExecutorID.Value, AgentID(m.AgentID.Value))
+		return
+	}
+	if ask, err := sshforward.DecodeAsk(m.Data); err == nil {
+		l.answerSSH(ask, m.ExecutorID.Value, AgentID(m.AgentID.Value))
 		return
 	}
 	at := l.ledger.tasks[m.ExecutorID.Value]

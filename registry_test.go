@@ -123,8 +123,7 @@ func TestExecutorsAreToldOfTheirRegistries(t *testing.T) {
 	own, err := seal.NewKey()
 	require.NoError(t, err)
 	ask := seal.Ask{Binding: seal.Binding{Task: "b-1", Attempt: 1}, Key: own.Public(), Serial: 1}
-	channel := seal.NewChannelKey()
-	answer, err := f.secretsFor(t.Context(), ask, spec, channel, false)
+	answer, err := f.secretsFor(t.Context(), ask, spec, false)
 	require.NoError(t, err)
 	plain, err := own.Open(ask.Binding, answer.Sealed)
 	require.NoError(t, err)
@@ -135,15 +134,14 @@ func TestExecutorsAreToldOfTheirRegistries(t *testing.T) {
 	require.Equal(t, &seal.ClientCert{Cert: cert, Key: key}, got.Daemon)
 	require.Nil(t, got.CacheFrom)
 	require.Equal(t, []string{"type=s3,bucket=b,secret_access_key=" + cacheSecret, "inline"}, got.CacheTo)
-	require.Equal(t, channel, got.Channel)
 
 	// A later framework knows no build's own secrets, and may not have the keys.
 	spec.ownSecrets = false
-	answer, err = f.secretsFor(t.Context(), ask, spec, nil, true)
+	answer, err = f.secretsFor(t.Context(), ask, spec, true)
 	require.NoError(t, err)
 	require.Empty(t, answer.Refusal)
 	f.cfg.Registries = nil
-	answer, err = f.secretsFor(t.Context(), ask, spec, nil, true)
+	answer, err = f.secretsFor(t.Context(), ask, spec, true)
 	require.NoError(t, err)
 	require.Contains(t, answer.Refusal, "no longer has the client certificate for registry mirror.example")
 }

@@ -154,16 +154,15 @@ func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
 	}
 	if at.sealKey == "" {
 		at.sealKey = ask.Key
-		at.channel = seal.NewChannelKey()
 	}
 	if at.sealKey != ask.Key {
 		l.f.cfg.Logger.Warn("another key asks for the secrets of a task", "task", task)
 		return
 	}
 	b, client, ctx := at.build, l.client, l.answerCtx
-	spec, restarted, channel := b.buildSpec, b.restored, at.channel
+	spec, restarted := b.buildSpec, b.restored
 	l.cleanup.Go(func() {
-		answer, err := l.f.secretsFor(ctx, ask, &spec, channel, restarted)
+		answer, err := l.f.secretsFor(ctx, ask, &spec, restarted)
 		if err != nil { // the executor asks again
 			l.f.cfg.Logger.Warn("secrets not sent", "task", task, "err", err)
 			return
@@ -172,9 +171,8 @@ func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
 	})
 }
 
-// secretsFor makes the answer to ask, from an executor of the build of spec, whose
-// channel has that key.
-func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, spec *buildSpec, channel []byte, restarted bool) (seal.Answer, error) {
+// secretsFor makes the answer to ask, from an executor of the build of spec.
+func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, spec *buildSpec, restarted bool) (seal.Answer, error) {
 	found, err := f.credentials(ctx, spec.registries)
 	if err != nil {
 		return seal.Answer{}, err
@@ -193,9 +191,6 @@ func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, spec *buildSpe
 		// Build secrets are never written down, so another life does not know
 		// them. An executor that has them already goes on with what it has.
 		return ask.Refuse("the framework was restarted and no longer has the secrets of this build"), nil
-	}
-	if len(spec.ssh) > 0 {
-		c.Channel = channel
 	}
 	return ask.Answer(c)
 }

@@ -33,7 +33,7 @@ func TestSecretsAfterRestart(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			spec, err := f.prepare(t.Context(), Request{Repository: "app", Source: source(), Secrets: tt.secrets})
 			require.NoError(t, err)
-			answer, err := f.secretsFor(t.Context(), ask, spec, nil, false)
+			answer, err := f.secretsFor(t.Context(), ask, spec, false)
 			require.NoError(t, err)
 			require.Empty(t, answer.Refusal)
 
@@ -45,7 +45,7 @@ func TestSecretsAfterRestart(t *testing.T) {
 			l.restore(time.Now(), []record{r})
 			b := l.builds[spec.id]
 			require.True(t, b.restored)
-			answer, err = f.secretsFor(t.Context(), ask, &b.buildSpec, nil, true)
+			answer, err = f.secretsFor(t.Context(), ask, &b.buildSpec, true)
 			require.NoError(t, err)
 			require.Equal(t, tt.refused, answer.Refusal != "")
 		})

@@ -26,6 +26,7 @@ type buildCommand struct {
 	mem, disk      memFlag
 	constraints    []string
 	secretFlags    []string
+	sshFlags       []string
 
 	options  optionFlags
 	target   string
@@ -83,6 +84,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.Float64Var(&b.cpus, "build-cpu", 0, "CPUs of a build")
 	f.Var(&b.mem, "build-mem", "memory of a build, in MB or as 512m, 2g")
 	f.StringArrayVar(&b.secretFlags, "secret", nil, "a secret for RUN --mount=type=secret, id=NAME[,src=FILE|,env=VARIABLE]; may be repeated")
+	f.StringArrayVar(&b.sshFlags, "ssh", nil, "an ssh agent for RUN --mount=type=ssh, default or ID[=SOCKET|KEY,…]; may be repeated")
 	f.Var(&b.disk, "build-disk", "disk of a build, likewise")
 	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, ATTRIBUTE:OPERATOR[:VALUE], the operators being\n"+
 		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
@@ -156,6 +158,10 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	if err != nil {
 		return nil, err
 	}
+	agents, err := b.sshAgents(b.sshFlags)
+	if err != nil {
+		return nil, err
+	}
 	logins, err := b.credentials()
 	if err != nil {
 		return nil, err
@@ -186,7 +192,7 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 			problems = append(problems, err)
 			continue
 		}
-		req.Args, req.Labels, req.Constraints, req.Options, req.Secrets = args, labels, constraints, options, secrets
+		req.Args, req.Labels, req.Constraints, req.Options, req.Secrets, req.SSH = args, labels, constraints, options, secrets, agents
 		if err := engine.Check(req); err != nil {
 			problems = append(problems, err)
 			continue

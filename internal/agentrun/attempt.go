@@ -8,6 +8,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/seal"
+	"github.com/org/portainer/internal/sshforward"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -18,7 +19,8 @@ type attempt struct {
 	task    *wire.Task
 	log     portainer.LogSink
 	permit  *permit
-	secrets *seal.Receiver // nil if the task needs none
+	secrets *seal.Receiver     // nil if the task needs none
+	ssh     *sshforward.Remote // nil with secrets
 
 	engine Engine // nil until it is open and after close
 }

@@ -36,7 +36,7 @@ func (a *attempt) engineConfig(ctx context.Context, staged *stagedContexts) (eng
 	}
 	var secrets seal.Credentials
 	if a.secrets != nil {
-		cfg.Auth, cfg.Secrets = a.auth, a.secret
+		cfg.Auth, cfg.Secrets, cfg.SSH = a.auth, a.secret, a.sshAgents()
 		var err error
 		if a.needsKeys() {
 			if secrets, err = a.awaitSecrets(ctx); err != nil {

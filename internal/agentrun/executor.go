@@ -11,6 +11,7 @@ import (
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/execapi"
 	"github.com/org/portainer/internal/seal"
+	"github.com/org/portainer/internal/sshforward"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -41,6 +42,7 @@ type executor struct {
 	stopping bool                    // told to shut down
 	stopBy   time.Time               // when the agent will have lost patience; zero until stopping
 	secrets  *seal.Receiver          // of the task; nil if it needs none
+	ssh      *sshforward.Remote      // of the task; nil with secrets
 	left     error                   // what was left behind
 }
 
@@ -77,16 +79,17 @@ func (x *executor) Launch(task execapi.Task) {
 		x.secrets, err = seal.NewReceiver(seal.Binding{Task: task.ID, Attempt: t.Attempt}, x.client.Message)
 		if err == nil {
 			starting.Data = x.secrets.First()
+			x.ssh = &sshforward.Remote{Task: task.ID, Attempt: t.Attempt, Send: x.client.Message, Open: x.secrets.Open, Log: log}
 		}
 	}
-	secrets := x.secrets
+	secrets, agents := x.secrets, x.ssh
 	x.client.Update(starting)
 	x.tasks.Go(func() {
 		defer kill(nil)
 		if err != nil {
 			x.conclude(task.ID, failed(portainer.PhaseLaunch, portainer.ClassInvalid, err))
 		} else {
-			x.run(ctx, task.ID, t, secrets)
+			x.run(ctx, task.ID, t, secrets, agents)
 		}
 		x.mu.Lock()
 		defer x.mu.Unlock()
@@ -129,9 +132,9 @@ func (x *executor) end(why error) {
 // Message implements execapi.Handler.
 func (x *executor) Message(data []byte) {
 	x.mu.Lock()
-	secrets := x.secrets
+	secrets, agents := x.secrets, x.ssh
 	x.mu.Unlock()
-	if secrets != nil && secrets.Handle(data) {
+	if secrets != nil && (secrets.Handle(data) || agents.Handle(data)) {
 		return
 	}
 	grant, err := wire.DecodePushGrant(data)
@@ -159,7 +162,7 @@ func (x *executor) Shutdown() {
 }
 
 // run runs the task to its end, and ends with nothing of it left.
-func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *seal.Receiver) {
+func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *seal.Receiver, agents *sshforward.Remote) {
 	log, err := openLog(x.api.Sandbox, x.cfg.Stdout, x.hint)
 	if err != nil {
 		x.conclude(id, failed(portainer.PhaseLaunch, portainer.ClassLaunch, err))
@@ -168,7 +171,7 @@ func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *se
 	x.client.Update(execapi.Status{Task: id, State: execapi.Running})
 	a := attempt{cfg: x.cfg, sandbox: x.api.Sandbox, task: t, log: log, permit: x.permit}
 	if secrets != nil {
-		a.secrets, a.log = secrets, maskedLog{log, secrets.Mask}
+		a.secrets, a.ssh, a.log = secrets, agents, maskedLog{log, secrets.Mask}
 	}
 	outcome := a.run(ctx)
 	if f := outcome.Failure; f != nil && secrets != nil {

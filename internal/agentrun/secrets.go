@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/org/portainer"
@@ -60,6 +61,16 @@ func (a *attempt) secret(ctx context.Context, id string) ([]byte, error) {
 		return nil, err
 	}
 	return c.Secrets[id], nil
+}
+
+// sshAgents are the ssh agents that the steps of the task may use, all of them with
+// the framework.
+func (a *attempt) sshAgents() map[string]engine.SSHFunc {
+	agents := make(map[string]engine.SSHFunc, len(a.task.SSH))
+	for _, id := range a.task.SSH {
+		agents[id] = func(ctx context.Context, conn io.ReadWriter) error { return a.ssh.Serve(ctx, id, conn) }
+	}
+	return agents
 }
 
 // A maskedLog takes secrets out of what goes to a log.

@@ -67,7 +67,9 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	addr := "unix://" + filepath.Join(h.run, "buildkitd.sock")
 	// By its age a daemon that is told to keep all output of a step may drop it
 	// all; this one does as it is told, and its version is ours to choose.
-	env := daemonEnv(h.ID, "BUILDKIT_STEP_LOG_MAX_SIZE=-1", "BUILDKIT_STEP_LOG_MAX_SPEED=-1")
+	// Its temporary files are small: mount points, and sockets of ssh agents, whose
+	// paths must be short.
+	env := daemonEnv(h.ID, "TMPDIR="+h.run, "BUILDKIT_STEP_LOG_MAX_SIZE=-1", "BUILDKIT_STEP_LOG_MAX_SPEED=-1")
 	h.daemon, err = startDaemon("buildkitd", filepath.Join(h.run, "buildkitd.log"), []string{program, "--config", config, "--addr", addr}, env, h.Data)
 	if err != nil {
 		return nil, err

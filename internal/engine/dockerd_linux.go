@@ -58,6 +58,11 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 		argv = append(argv, "--registry-mirror", m)
 	}
 	env := daemonEnv(h.ID)
+	if len(cfg.SSH) > 0 {
+		// The sockets of ssh agents are made there, and below the data their paths
+		// would be too long.
+		env = append(env, "DOCKER_TMPDIR="+filepath.Join(h.run, "tmp"))
+	}
 	if major, err := dockerdMajor(ctx, program); err != nil {
 		return nil, err
 	} else if major >= losslessSince {

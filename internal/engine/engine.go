@@ -62,6 +62,8 @@ type Config struct {
 	// Secrets tells build secrets. nil means that there are none. They need
 	// BuildKit.
 	Secrets SecretFunc
+	// SSH are ssh agents by id. They need BuildKit.
+	SSH map[string]SSHFunc
 
 	// Permit, if not nil, is called before the first tag of a build may be
 	// written, and waits until that is allowed. The push is broken off when the
@@ -300,7 +302,7 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 func (j *job) choose(from []ability.Builder, engine string) (ability.Builder, error) {
 	asked := ability.Build{
 		Script: j.script, Options: wire.Options(j.req.Options), Staged: len(j.cfg.Contexts), Remote: j.req.Remote, OwnText: !j.remoteDockerfile(),
-		SSH: slices.Sorted(maps.Keys(j.req.SSH)),
+		SSH: slices.Sorted(maps.Keys(j.cfg.SSH)),
 	}
 	for _, r := range j.cfg.Registries {
 		if len(r.Mirrors) > 0 {

@@ -43,6 +43,9 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 	if j.cfg.Secrets != nil {
 		opt.Session = append(opt.Session, secretsprovider.NewSecretProvider(j.cfg.Secrets))
 	}
+	if len(j.cfg.SSH) > 0 {
+		opt.Session = append(opt.Session, sshAgents{agents: j.cfg.SSH})
+	}
 	attrs := opt.FrontendAttrs
 	for k, v := range j.req.Args {
 		attrs["build-arg:"+k] = v

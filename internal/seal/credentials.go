@@ -29,8 +29,6 @@ type Credentials struct {
 	// CacheFrom and CacheTo are the build's options of these names if they hold
 	// secrets; nil means those of the task.
 	CacheFrom, CacheTo []string
-	// Channel is the key of a Channel; nil if there is none.
-	Channel []byte
 }
 
 // A ClientCert is a certificate and its private key, as PEM.
@@ -67,7 +65,7 @@ const redacted = "[redacted]"
 
 // Empty reports whether there is nothing to be kept secret.
 func (c Credentials) Empty() bool {
-	return len(c.Registries)+len(c.Secrets)+len(c.ClientCerts)+len(c.CacheFrom)+len(c.CacheTo)+len(c.Channel) == 0 && c.Daemon == nil
+	return len(c.Registries)+len(c.Secrets)+len(c.ClientCerts)+len(c.CacheFrom)+len(c.CacheTo) == 0 && c.Daemon == nil
 }
 
 // String names registries and secrets, and shows no value.
@@ -87,9 +85,6 @@ func (c Credentials) String() string {
 	}
 	if n := len(c.CacheFrom) + len(c.CacheTo); n > 0 {
 		parts = append(parts, fmt.Sprintf("%d places of cache %s", n, redacted))
-	}
-	if len(c.Channel) > 0 {
-		parts = append(parts, "channel "+redacted)
 	}
 	if len(parts) == 0 {
 		return "no credentials"
@@ -148,7 +143,6 @@ type (
 		Daemon      *clientCertJSON             `json:"daemon,omitempty"`
 		CacheFrom   []string                    `json:"cache_from,omitempty"`
 		CacheTo     []string                    `json:"cache_to,omitempty"`
-		Channel     []byte                      `json:"channel,omitempty"`
 	}
 	clientCertJSON struct {
 		Cert []byte `json:"cert"`
@@ -166,7 +160,7 @@ type (
 func (c Credentials) Encode() ([]byte, error) {
 	j := credentialsJSON{
 		Version: credentialsVersion, Secrets: c.Secrets, Daemon: (*clientCertJSON)(c.Daemon),
-		CacheFrom: c.CacheFrom, CacheTo: c.CacheTo, Channel: c.Channel,
+		CacheFrom: c.CacheFrom, CacheTo: c.CacheTo,
 	}
 	if len(c.Registries) > 0 {
 		j.Registries = make(map[string]registryAuthJSON, len(c.Registries))
@@ -204,7 +198,7 @@ func DecodeCredentials(data []byte) (Credentials, error) {
 		return Credentials{}, errMalformed
 	}
 	c := Credentials{
-		Secrets: j.Secrets, Daemon: (*ClientCert)(j.Daemon), CacheFrom: j.CacheFrom, CacheTo: j.CacheTo, Channel: j.Channel,
+		Secrets: j.Secrets, Daemon: (*ClientCert)(j.Daemon), CacheFrom: j.CacheFrom, CacheTo: j.CacheTo,
 	}
 	if len(j.Registries) > 0 {
 		c.Registries = make(map[string]RegistryAuth, len(j.Registries))

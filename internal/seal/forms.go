@@ -55,9 +55,6 @@ func (c Credentials) values() [][]byte {
 			values = append(values, []byte(v))
 		}
 	}
-	if len(c.Channel) > 0 {
-		values = append(values, c.Channel)
-	}
 	return values
 }
 

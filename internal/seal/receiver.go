@@ -198,6 +198,9 @@ func unanswered(ctx context.Context, bad error) error {
 	return err
 }
 
+// Open opens what was sealed for the task with Seal, and is not Credentials.
+func (r *Receiver) Open(sealed []byte) ([]byte, error) { return r.key.Open(r.own, sealed) }
+
 // Format says whose Receiver it is, whatever the verb: others would print what it
 // has received.
 func (r *Receiver) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "receiver of task %s", r.own.Task) }

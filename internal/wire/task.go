@@ -72,7 +72,8 @@ type Task struct {
 	// executor builds when it has them from the framework, sealed to its key
 	// (package seal).
 	Secrets bool `json:"secrets,omitempty"`
-	// SSH are the ids of the ssh agents that the framework answers for.
+	// SSH names the ssh agents at the framework that steps may use (package
+	// sshforward).
 	SSH []string `json:"ssh,omitempty"`
 
 	// What Mesos allocated to the task and its executor.

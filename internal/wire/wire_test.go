@@ -35,7 +35,7 @@ var (
 		Registries: []wire.Registry{
 			{Host: "registry.example:5000", CA: []byte("PEM"), ClientCert: true, Mirrors: []string{"mirror.example/hub"}},
 		},
-		SSH:    []string{"default"},
+		SSH:    []string{"default", "deploy"},
 		Target: "final", Args: map[string]string{"VERSION": "1", "EMPTY": ""}, Labels: map[string]string{"a": "b"},
 		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, Squash: true}, Secrets: true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
 	}
