@@ -62,7 +62,11 @@ func (e Engine) Check(req Request) error {
 	if err := locate(&req); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	err := able(&wire.Task{
+	_, err := namedContexts(req.Options.BuildContexts)
+	if err := errors.Join(err, checkFrom(&req, req.From)); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	err = able(&wire.Task{
 		Engine:     wire.Engine{Kind: e.Kind, Host: e.Host},
 		Dockerfile: req.Source,
 		Remote:     req.Remote,

@@ -116,9 +116,8 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 		return spec, file, fmt.Errorf("%s: %w", spec.file, err)
 	}
 	from := cmp.Or(req.From, f.cfg.From)
-	if from != "" && elsewhere(req) {
-		return spec, file, fmt.Errorf("%s: its Dockerfile cannot be read here, so base images cannot be had from %s: let it name its registries, "+
-			"or take the text of the Dockerfile from here and only the context from there", spec.file, from)
+	if err := checkFrom(req, from); err != nil {
+		return spec, file, err
 	}
 	spec.registries = f.cfg.withMirrors(registriesOf(spec.task.Registry, from, file, req))
 	text, err := file.Render(from)

@@ -30,6 +30,15 @@ func locateRemote(req *Request) error {
 	return nil
 }
 
+// checkFrom refuses to rewrite a Dockerfile that is not here.
+func checkFrom(req *Request, from string) error {
+	if from == "" || !elsewhere(req) {
+		return nil
+	}
+	return fmt.Errorf("%s: its Dockerfile cannot be read here, so base images cannot be had from %s: let it name its registries, "+
+		"or take the text of the Dockerfile from here and only the context from there", req.Remote, from)
+}
+
 // checkURL refuses a URL with a password: it would travel in the task, where many may
 // see it.
 func checkURL(s string) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -28,6 +27,7 @@ type buildCommand struct {
 	secretFlags    []string
 	sshFlags       []string
 
+	file     string
 	options  optionFlags
 	target   string
 	args     []string
@@ -48,10 +48,13 @@ func newBuild(g *globals) *cobra.Command {
 func newBuildCommand(g *globals) (*cobra.Command, *buildCommand) {
 	b := &buildCommand{frameworkCommand: frameworkCommand{globals: g}}
 	cmd := &cobra.Command{
-		Use:   "build [flags] DOCKERFILE...",
+		Use:   "build [flags] DOCKERFILE|DIRECTORY|URL|-...",
 		Short: "Build an image from each Dockerfile and push it",
 		Long: `build builds an image from each Dockerfile on an agent of the cluster and pushes
-it. A directory stands for the Dockerfile in it. The references that were pushed
+it. A directory stands for the Dockerfile in it, a URL for a git repository or an
+archive that the engine fetches by itself, and - for standard input: a Dockerfile,
+or an archive of a whole context. With --file the argument is the context, as in
+docker build. The references that were pushed
 go to standard output, one a line: host:port/repository:tag@digest. Everything
 else goes to standard error.
 
@@ -64,7 +67,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 		Example: `  portainer build --to 127.0.0.1:5000 --repository team/app --tag v1 --tag latest Dockerfile
   portainer build --mesos-master zk://zk1,zk2,zk3/mesos --staging-uri s3://bucket a/Dockerfile b/Dockerfile`,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			if len(args) == 0 && b.file == "" {
 				return usagef("no Dockerfile given: see portainer build --help")
 			}
 			return nil
@@ -90,6 +93,8 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
 
 	b.content.addFlags(f)
+	f.StringVarP(&b.file, "file", "f", "", "the Dockerfile of the context that the argument then is: a directory, a URL or - (an archive);\n"+
+		"- is standard input")
 	f.StringVar(&b.target, "target", "", "the stage to build (default: the last)")
 	f.StringArrayVar(&b.args, "build-arg", nil, "a build argument, NAME=VALUE, or NAME for its value here; may be repeated")
 	f.StringArrayVar(&b.labels, "label", nil, "a label of the image, NAME=VALUE; may be repeated")
@@ -132,16 +137,26 @@ func (b *buildCommand) build(ctx context.Context, files []string) error {
 	if err := b.check(); err != nil {
 		return err
 	}
-	jobs, err := b.jobs(files)
-	if err != nil {
-		return err
+	if b.file != "" && len(files) > 1 {
+		return usagef("--file names the Dockerfile of one context, but there are %d", len(files))
 	}
-	b.name = frameworkName(jobs)
-	return b.run(ctx, func(*portainer.Framework) ([]*job, error) { return jobs, nil })
+	if len(files) == 0 {
+		files = []string{b.file}
+	}
+	in := &inputs{stdin: b.stdin, limit: int64(b.content.limit), context: b.content.dir, file: b.file}
+	jobs, err := b.jobs(ctx, in, files)
+	if err == nil {
+		b.name = frameworkName(jobs)
+		err = b.run(ctx, func(*portainer.Framework) ([]*job, error) { return jobs, nil })
+	}
+	if closeErr := in.close(); err == nil {
+		err = closeErr
+	}
+	return err
 }
 
 // jobs reads the Dockerfiles and makes a job of each. Every bad one is reported.
-func (b *buildCommand) jobs(files []string) ([]*job, error) {
+func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]*job, error) {
 	args, err := b.buildArgs()
 	if err != nil {
 		return nil, err
@@ -186,8 +201,13 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 	var problems []error
 	taken := map[string]string{} // image → file
 	for _, file := range files {
-		file = dockerfilePath(file)
-		req, err := b.request(file)
+		given, err := in.input(ctx, file)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		file = given.name
+		req, err := b.request(given)
 		if err != nil {
 			problems = append(problems, err)
 			continue
@@ -218,23 +238,24 @@ func (b *buildCommand) jobs(files []string) ([]*job, error) {
 
 // request makes the request of one Dockerfile. What a flag says explicitly wins
 // over the Dockerfile's metadata, and that over the environment.
-func (b *buildCommand) request(file string) (portainer.Request, error) {
-	source, err := os.ReadFile(file)
-	if err != nil {
-		return portainer.Request{}, err
+func (b *buildCommand) request(in input) (portainer.Request, error) {
+	var meta dockerfile.Metadata
+	if in.source != nil {
+		parsed, err := dockerfile.Parse(in.name, in.source)
+		if err != nil {
+			return portainer.Request{}, err
+		}
+		meta = parsed.Metadata()
 	}
-	parsed, err := dockerfile.Parse(file, source)
-	if err != nil {
-		return portainer.Request{}, err
-	}
-	meta := parsed.Metadata()
 	req := portainer.Request{
 		Registry:   b.text("to", b.to, meta.Registry),
 		Repository: b.text("repository", b.repository, meta.Repository),
 		Tags:       slices.Clone(b.tags),
-		Dir:        b.content.dir,
-		Dockerfile: file,
-		Source:     source,
+		Dir:        in.dir,
+		Dockerfile: in.dockerfile,
+		Source:     in.source,
+		Bundler:    in.bundler,
+		Remote:     in.remote,
 		From:       b.from,
 		Insecure:   b.insecure,
 		Target:     b.target,
@@ -251,10 +272,10 @@ func (b *buildCommand) request(file string) (portainer.Request, error) {
 		req.Resources.MemMB = float64(b.mem)
 	}
 	if req.Registry == "" {
-		return req, fmt.Errorf("%s: no registry to push to: give --to HOST[:PORT], or add a line \"# portainer: registry=HOST\"", file)
+		return req, fmt.Errorf("%s: no registry to push to: give --to HOST[:PORT]%s", in.name, in.hint("registry", "HOST"))
 	}
 	if req.Repository == "" {
-		return req, fmt.Errorf("%s: no repository to push to: give --repository PATH, or add a line \"# portainer: repository=PATH\"", file)
+		return req, fmt.Errorf("%s: no repository to push to: give --repository PATH%s", in.name, in.hint("repository", "PATH"))
 	}
 	return req, nil
 }

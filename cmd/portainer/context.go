@@ -27,7 +27,7 @@ type contextFlags struct {
 
 func (c *contextFlags) addFlags(f *pflag.FlagSet) {
 	c.limit = defaultContextLimit
-	f.StringVar(&c.dir, "context", "", "the directory of the build context (default: the one that holds the Dockerfile)")
+	f.StringVar(&c.dir, "context", "", "the directory of the build context (default: the one that holds the Dockerfile), or a URL")
 	f.Var(&c.limit, "context-limit", "refuse a build context with more bytes in files; 0 means no limit")
 	f.BoolVar(&c.allowOutside, "allow-outside-context", false, "let links and ADD ../… bring in what lies outside of the directory")
 }

@@ -20,7 +20,7 @@ func (o *optionFlags) addFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.NoCacheFilter, "no-cache-filter", nil, "a stage to build anew; may be repeated")
 	f.StringArrayVar(&o.CacheFrom, "cache-from", nil, "where cache comes from: an image, or type=registry,ref=…; may be repeated")
 	f.StringArrayVar(&o.CacheTo, "cache-to", nil, "where cache goes to, likewise")
-	f.StringArrayVar(&o.buildContexts, "build-context", nil, "a further context, NAME=docker-image://… or NAME=URL; may be repeated")
+	f.StringArrayVar(&o.buildContexts, "build-context", nil, "a further context, NAME=DIRECTORY, NAME=docker-image://… or NAME=URL; may be repeated")
 	f.StringArrayVar(&o.annotations, "annotation", nil, "an annotation of the manifest, NAME=VALUE; may be repeated")
 	f.StringArrayVar(&o.Ulimits, "ulimit", nil, "a limit of processes in RUN, such as nofile=1024:2048; may be repeated")
 	f.Var(&o.shmSize, "shm-size", "the size of /dev/shm in RUN, in bytes or as 64m")

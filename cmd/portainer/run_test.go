@@ -226,7 +226,9 @@ func TestPrecedence(t *testing.T) {
 		require.NoError(t, cmd.ParseFlags(args))
 		require.NoError(t, g.prepare(cmd))
 		b.explicit = cmd.Flags().Changed
-		req, err := b.request(cmd.Flags().Arg(0))
+		in, err := (&inputs{}).input(t.Context(), cmd.Flags().Arg(0))
+		require.NoError(t, err)
+		req, err := b.request(in)
 		require.NoError(t, err)
 		return req
 	}
