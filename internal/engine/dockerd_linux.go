@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/org/portainer/internal/script"
 )
 
@@ -59,9 +61,11 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	}
 	env := daemonEnv(h.ID)
 	if len(cfg.SSH) > 0 {
-		// The sockets of ssh agents are made there, and below the data their paths
-		// would be too long.
-		env = append(env, "DOCKER_TMPDIR="+filepath.Join(h.run, "tmp"))
+		temp, err := h.shortTemp()
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, "DOCKER_TMPDIR="+temp)
 	}
 	if major, err := dockerdMajor(ctx, program); err != nil {
 		return nil, err
@@ -90,6 +94,22 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	}
 	d.stop, d.guards = h.close, h
 	return d, nil
+}
+
+// shortTemp makes a directory for temporary files that is on the disk of the data,
+// which is the task's, but has a short name: the sockets of ssh agents are made
+// there. A link will not do, as dockerd follows it (moby daemon/daemon.go).
+func (h *home) shortTemp() (string, error) {
+	dir, there := filepath.Join(h.run, "tmp"), filepath.Join(h.Data, "tmp")
+	for _, d := range []string{dir, there} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return "", err
+		}
+	}
+	if err := unix.Mount(there, dir, "", unix.MS_BIND, ""); err != nil {
+		return "", fmt.Errorf("short name for %s: %w", there, err)
+	}
+	return dir, nil
 }
 
 // ping asks the daemon behind a socket whether it is there.
