@@ -25,6 +25,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	cfg.FailoverTimeout = cmp.Or(cfg.FailoverTimeout, time.Minute)
 	cfg.ExecutorCommand = cmp.Or(cfg.ExecutorCommand, "./"+executorFile)
+	cfg.StagingSign = cmp.Or(cfg.StagingSign, signAuto)
 	cfg.Engine.Kind = cmp.Or(cfg.Engine.Kind, "auto")
 	cfg.Resources.CPUs = cmp.Or(cfg.Resources.CPUs, 1)
 	cfg.Resources.MemMB = cmp.Or(cfg.Resources.MemMB, 1024)
@@ -60,6 +61,12 @@ func (cfg *Config) validate() error {
 	}
 	if cfg.Staging == nil && cfg.StagingURL != "" {
 		bad("Staging: missing; StagingURL alone stages nothing")
+	}
+	if cfg.StagingSign != signAuto && cfg.StagingSign != signNever && cfg.StagingSign != signAlways {
+		bad("StagingSign: %q is none of auto, never, always", cfg.StagingSign)
+	}
+	if cfg.Staging == nil && cfg.StagingSigner != nil {
+		bad("Staging: missing; StagingSigner alone stages nothing")
 	}
 	if cfg.Principal == "" && cfg.Secret != "" {
 		bad("Principal: missing; a secret needs one")

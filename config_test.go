@@ -23,6 +23,8 @@ func TestNewNamesEveryBadField(t *testing.T) {
 		{"master", portainer.Config{Master: "zk:///mesos"}, []string{`master "zk:///mesos"`}},
 		{"bucket without URL", portainer.Config{Staging: bucket}, []string{"StagingURL: "}},
 		{"URL without bucket", portainer.Config{StagingURL: "mem://"}, []string{"Staging: "}},
+		{"signer without bucket", portainer.Config{StagingSigner: bucket}, []string{"Staging: "}},
+		{"signing", portainer.Config{StagingSign: "perhaps", StagingTTL: -1}, []string{`StagingSign: "perhaps"`, "StagingTTL: "}},
 		{"secret without principal", portainer.Config{Secret: "s3cret"}, []string{"Principal: "}},
 		{"engine", portainer.Config{Engine: portainer.Engine{Kind: "podman"}}, []string{`Engine.Kind: "podman"`}},
 		{"engine without a host", portainer.Config{Engine: portainer.Engine{Kind: "docker"}}, []string{"Engine.Host: "}},

@@ -107,6 +107,10 @@ func (f *Framework) stageOne(ctx context.Context, spec *buildSpec, in input) err
 		spec.task.Contexts[in.name] = staged
 		what = "build-context " + in.name
 	}
+	if staged.Signed, err = f.signs(ctx, ref); err != nil {
+		return err
+	}
+	spec.task.Secrets = spec.task.Secrets || staged.Signed
 	ev := Event{Build: spec.id, Image: spec.image, Kind: EventStaged, Time: time.Now()}
 	ev.Text = what + " " + describeStaging(stats, time.Since(began))
 	f.cfg.Logs.HandleEvent(ctx, ev)

@@ -110,6 +110,15 @@ type Config struct {
 	// StagingURL opens the same bucket on an agent, as gocloud.dev/blob's
 	// OpenBucket would ("s3://builds?region=eu-west-1"). Required with Staging.
 	StagingURL string
+	// StagingSign says whether executors read what is staged at signed URLs. These are
+	// good for an hour and for the contexts of one build, reach its executor sealed as
+	// secrets do, and spare it credentials for the bucket. "auto" or "" signs if the
+	// bucket can, "never" has executors open StagingURL, and with "always" a build fails
+	// if its context cannot be signed.
+	StagingSign string
+	// StagingSigner signs in the place of Staging: the same bucket, by the address that
+	// agents reach it at. The caller opens and closes it. Nil means Staging.
+	StagingSigner *blob.Bucket
 
 	// StagingTTL is how long a context stays in Staging after its last build, so that
 	// the next one of the same or similar files sends less. Run removes what has

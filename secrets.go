@@ -187,6 +187,9 @@ func (f *Framework) secretsFor(ctx context.Context, ask seal.Ask, spec *buildSpe
 			return ask.Refuse("the framework no longer has the client certificate for the engine at " + spec.task.Engine.Host), nil
 		}
 	}
+	if c.URLs, err = f.signedURLs(ctx, &spec.task); err != nil {
+		return seal.Answer{}, err
+	}
 	if restarted && (spec.ownSecrets || c.Empty()) {
 		// Build secrets are never written down, so another life does not know
 		// them. An executor that has them already goes on with what it has.

@@ -20,6 +20,8 @@ type frameworkCommand struct {
 
 	stagingURI     string
 	stagingTTL     time.Duration
+	stagingSign    string
+	agentURL       string
 	stateDir       string
 	retries        int
 	engine         engineFlags
@@ -44,6 +46,8 @@ type frameworkCommand struct {
 func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://, gs://, azblob:// or hdfs://…\n"+
 		"(default: a temporary directory if the master is on this machine)")
+	f.StringVar(&c.agentURL, "staging-agent-url", "", "what agents open in the place of --staging-uri, if they reach the same bucket by another address")
+	f.StringVar(&c.stagingSign, "staging-sign", "auto", "whether agents read contexts at signed URLs and need no credentials: auto (if the bucket can sign), never or always")
 	f.DurationVar(&c.stagingTTL, "staging-ttl", stagingTTL, "how long a context stays staged after its last use, for the next build of the same or similar files;\n"+
 		"0 removes it at the end")
 	f.StringVar(&c.stateDir, "state-dir", "", "keep there what \"portainer attach\" needs to take over after a crash or SIGTERM")
@@ -85,6 +89,12 @@ func (c *frameworkCommand) check() error {
 	}
 	if c.stream && c.progress == "quiet" {
 		return usagef("--stream shows the output that --progress quiet hides: give one of them")
+	}
+	if c.stagingSign != "auto" && c.stagingSign != "never" && c.stagingSign != "always" {
+		return usagef("--staging-sign is auto, never or always, not %q", c.stagingSign)
+	}
+	if c.agentURL != "" && c.stagingURI == "" {
+		return usagef("--staging-agent-url is another address of what --staging-uri names: give that, too")
 	}
 	if c.stagingTTL < 0 {
 		return usagef("--staging-ttl is a duration from 0, not %v", c.stagingTTL)
@@ -192,6 +202,13 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	if site.ownBucket {
 		ttl = 0 // nobody will look there again
 	}
+	sign := c.stagingSign
+	if site.signer == nil {
+		if sign == "always" {
+			return usagef("--staging-sign always cannot be met: agents read the directory that --staging-agent-url names")
+		}
+		sign = "never"
+	}
 	container := c.container
 	container.Unprivileged = container.Image != "" && !c.privileged
 	logins, err := c.credentials()
@@ -218,7 +235,9 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		Secret:          secret,
 		TLS:             tlsConfig,
 		Staging:         site.bucket,
-		StagingURL:      site.bucketURL,
+		StagingURL:      site.agentURL,
+		StagingSign:     sign,
+		StagingSigner:   site.signer,
 		StagingTTL:      ttl,
 		ExecutorURI:     site.executorURI,
 		ExecutorCommand: site.executorCommand,

@@ -38,7 +38,7 @@ func TestContextLs(t *testing.T) {
 
 func TestStagingLsAndGC(t *testing.T) {
 	dir := t.TempDir()
-	url, err := stagingURL(dir)
+	url, err := stagingURL("--staging-uri", dir)
 	require.NoError(t, err)
 	bucket, err := blob.OpenBucket(t.Context(), url)
 	require.NoError(t, err)

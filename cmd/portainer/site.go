@@ -27,8 +27,9 @@ import (
 type site struct {
 	master          string
 	bucket          *blob.Bucket
-	bucketURL       string
-	ownBucket       bool // a temporary directory, which goes with the site
+	agentURL        string       // what agents open as the bucket
+	signer          *blob.Bucket // the bucket as agents reach it; nil if it is only there for them
+	ownBucket       bool         // a temporary directory, which goes with the site
 	executorURI     string
 	executorCommand string
 
@@ -143,7 +144,7 @@ func (s *site) openBucket(ctx context.Context, uri string) error {
 		s.closers = append(s.closers, dir.Remove)
 		uri = dir.Path()
 	}
-	full, err := stagingURL(uri)
+	full, err := stagingURL("--staging-uri", uri)
 	if err != nil {
 		return err
 	}
@@ -152,27 +153,48 @@ func (s *site) openBucket(ctx context.Context, uri string) error {
 		return fmt.Errorf("%w: --staging-uri %s: %w", portainer.ErrStaging, redactURL(uri), err)
 	}
 	s.closers = append(s.closers, bucket.Close)
-	s.bucket, s.bucketURL = bucket, full
+	s.bucket, s.signer, s.agentURL = bucket, bucket, full
 	return nil
 }
 
-// stagingURL completes what a user gave as --staging-uri: a plain directory
+// openForAgents notes that agents reach the bucket at another address, which is opened
+// here only to sign URLs for them.
+func (s *site) openForAgents(ctx context.Context, uri string) error {
+	full, err := stagingURL("--staging-agent-url", uri)
+	if err != nil {
+		return err
+	}
+	s.agentURL, s.signer = full, nil
+	if isFileURL(full) {
+		return nil // a directory of theirs
+	}
+	s.signer, err = blob.OpenBucket(ctx, full)
+	if err != nil {
+		return fmt.Errorf("%w: --staging-agent-url %s: %w", portainer.ErrStaging, redactURL(uri), err)
+	}
+	s.closers = append(s.closers, s.signer.Close)
+	return nil
+}
+
+func isFileURL(uri string) bool { return strings.HasPrefix(uri, "file://") }
+
+// stagingURL completes what a user gave with a flag as a bucket: a plain directory
 // becomes a file URL, and file URLs get the options that staging needs.
-func stagingURL(uri string) (string, error) {
+func stagingURL(flag, uri string) (string, error) {
 	if !strings.Contains(uri, "://") {
 		dir, err := filepath.Abs(uri)
 		if err != nil {
-			return "", usagef("--staging-uri: %w", err)
+			return "", usagef("%s: %w", flag, err)
 		}
 		uri = fileURL(dir)
 	}
 	u, err := url.Parse(uri)
 	if err != nil {
-		return "", usagef("--staging-uri: %w", err)
+		return "", usagef("%s: %w", flag, err)
 	}
 	switch u.Scheme {
 	case "mem":
-		return "", usagef("--staging-uri %s: only this process can see it; give a directory or a bucket that the agents can read", uri)
+		return "", usagef("%s %s: only this process can see it; give a directory or a bucket that the agents can read", flag, uri)
 	case "file":
 		q := u.Query()
 		// Temporary files elsewhere could not be renamed into place, and nothing
@@ -236,12 +258,12 @@ func (s *site) chooseExecutor(ctx context.Context, uri string, asItLies bool) er
 
 // urlOf returns an address of a blob that Mesos's fetcher understands.
 func (s *site) urlOf(ctx context.Context, key string) (string, error) {
-	if u, err := url.Parse(s.bucketURL); err == nil && u.Scheme == "file" {
+	if u, err := url.Parse(s.agentURL); err == nil && u.Scheme == "file" {
 		// The fetcher takes what follows the scheme as it stands (mesos
 		// src/slave/containerizer/fetcher.cpp, uriToLocalPath).
 		return "file://" + path.Join(u.Path, key), nil
 	}
-	signed, err := s.bucket.SignedURL(ctx, key, &blob.SignedURLOptions{Expiry: executorLife})
+	signed, err := s.signer.SignedURL(ctx, key, &blob.SignedURLOptions{Expiry: executorLife})
 	if err != nil {
 		return "", fmt.Errorf("%w: address of the staged executor: %w; give --executor-uri instead", portainer.ErrStaging, err)
 	}

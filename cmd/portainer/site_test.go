@@ -58,7 +58,7 @@ func TestStagingURL(t *testing.T) {
 		"file:///mnt/x?dir_file_mode=448": "file:///mnt/x?create_dir=true&dir_file_mode=448&metadata=skip&no_tmp_dir=true",
 		"s3://bucket?region=eu-west-1":    "s3://bucket?region=eu-west-1",
 	} {
-		got, err := stagingURL(uri)
+		got, err := stagingURL("--staging-uri", uri)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}

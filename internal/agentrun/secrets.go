@@ -21,6 +21,8 @@ const (
 	// Older ones are asked for anew: passwords of cloud registries are tokens
 	// that expire, some within half an hour.
 	secretsAge = 10 * time.Minute
+	// urlAge is how old signed URLs may be. They are good for an hour.
+	urlAge = 20 * time.Minute
 )
 
 // awaitSecrets waits until the secrets of the task are here.
@@ -71,6 +73,26 @@ func (a *attempt) sshAgents() map[string]engine.SSHFunc {
 		agents[id] = func(ctx context.Context, conn io.ReadWriter) error { return a.ssh.Serve(ctx, id, conn) }
 	}
 	return agents
+}
+
+// url is the staging.URLFunc of the attempt.
+func (a *attempt) url(ctx context.Context, key string, fresh bool) (string, error) {
+	if a.secrets == nil {
+		return "", errors.New("the task has signed URLs, but says that there are no secrets")
+	}
+	age := urlAge
+	if fresh {
+		age = 0
+	}
+	c, err := a.secrets.Fresh(ctx, age)
+	if err != nil {
+		return "", err
+	}
+	found, ok := c.URLs[key]
+	if !ok {
+		return "", errors.New("the framework has signed no URL of it")
+	}
+	return found, nil
 }
 
 // A maskedLog takes secrets out of what goes to a log.

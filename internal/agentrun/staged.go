@@ -28,7 +28,7 @@ type stagedContexts struct {
 func (a *attempt) openStaged(ctx context.Context) (*stagedContexts, error) {
 	s := &stagedContexts{a: a, buckets: map[string]*blob.Bucket{}}
 	for _, c := range a.task.Staged() {
-		if s.buckets[c.BucketURL] != nil {
+		if c.Signed || s.buckets[c.BucketURL] != nil {
 			continue
 		}
 		bucket, err := blob.OpenBucket(ctx, c.BucketURL)
@@ -52,7 +52,12 @@ func (a *attempt) openStaged(ctx context.Context) (*stagedContexts, error) {
 
 // bundler returns what yields the staged context c, which messages call name.
 func (s *stagedContexts) bundler(c *wire.Context, name string) portainer.BundlerFunc {
-	store := staging.New(s.buckets[c.BucketURL])
+	var store *staging.Store
+	if c.Signed {
+		store = staging.NewReader(s.a.url)
+	} else {
+		store = staging.New(s.buckets[c.BucketURL])
+	}
 	ref := staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest}
 	return func(ctx context.Context, _ portainer.Request, w io.Writer) error {
 		began := time.Now()

@@ -29,6 +29,9 @@ type Credentials struct {
 	// CacheFrom and CacheTo are the build's options of these names if they hold
 	// secrets; nil means those of the task.
 	CacheFrom, CacheTo []string
+	// URLs maps the keys of staged objects to where they can be read for some time.
+	// Nothing of them may get into a log: they are not masked.
+	URLs map[string]string
 }
 
 // A ClientCert is a certificate and its private key, as PEM.
@@ -65,7 +68,7 @@ const redacted = "[redacted]"
 
 // Empty reports whether there is nothing to be kept secret.
 func (c Credentials) Empty() bool {
-	return len(c.Registries)+len(c.Secrets)+len(c.ClientCerts)+len(c.CacheFrom)+len(c.CacheTo) == 0 && c.Daemon == nil
+	return len(c.Registries)+len(c.Secrets)+len(c.ClientCerts)+len(c.CacheFrom)+len(c.CacheTo)+len(c.URLs) == 0 && c.Daemon == nil
 }
 
 // String names registries and secrets, and shows no value.
@@ -85,6 +88,9 @@ func (c Credentials) String() string {
 	}
 	if n := len(c.CacheFrom) + len(c.CacheTo); n > 0 {
 		parts = append(parts, fmt.Sprintf("%d places of cache %s", n, redacted))
+	}
+	if n := len(c.URLs); n > 0 {
+		parts = append(parts, fmt.Sprintf("URLs of %d staged objects %s", n, redacted))
 	}
 	if len(parts) == 0 {
 		return "no credentials"
@@ -143,6 +149,7 @@ type (
 		Daemon      *clientCertJSON             `json:"daemon,omitempty"`
 		CacheFrom   []string                    `json:"cache_from,omitempty"`
 		CacheTo     []string                    `json:"cache_to,omitempty"`
+		URLs        []byte                      `json:"urls,omitempty"` // packed
 	}
 	clientCertJSON struct {
 		Cert []byte `json:"cert"`
@@ -173,6 +180,10 @@ func (c Credentials) Encode() ([]byte, error) {
 		for host, cert := range c.ClientCerts {
 			j.ClientCerts[host] = clientCertJSON(cert)
 		}
+	}
+	var err error
+	if j.URLs, err = packURLs(c.URLs); err != nil {
+		return nil, fmt.Errorf("encode credentials: %w", err)
 	}
 	data, err := json.Marshal(j)
 	if err != nil {
@@ -212,7 +223,9 @@ func DecodeCredentials(data []byte) (Credentials, error) {
 			c.ClientCerts[host] = ClientCert(cert)
 		}
 	}
-	return c, nil
+	var err error
+	c.URLs, err = unpackURLs(j.URLs)
+	return c, err
 }
 
 // errMalformed stands for errors of encoding/json, which quote what they read.

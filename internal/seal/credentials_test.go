@@ -2,6 +2,7 @@ package seal_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -22,6 +23,40 @@ var credentials = seal.Credentials{
 }
 
 var values = []string{"pa55word-one", "identity-two", "bearer-three", "token-four"}
+
+// TestManyURLsFitOneMessage: a context of many gigabytes is in hundreds of packs.
+func TestManyURLsFitOneMessage(t *testing.T) {
+	c := seal.Credentials{URLs: map[string]string{}}
+	random := rand.NewChaCha8([32]byte{})
+	token := make([]byte, 600)
+	random.Read(token)
+	for range 4000 {
+		name, signature := make([]byte, 32), make([]byte, 32)
+		random.Read(name)
+		random.Read(signature)
+		key := fmt.Sprintf("portainer/packs/%x", name)
+		c.URLs[key] = fmt.Sprintf("https://builds.s3.eu-west-1.amazonaws.com/%s?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Expires=3600&"+
+			"X-Amz-Security-Token=%x&X-Amz-Signature=%x", key, token, signature)
+	}
+	key, err := seal.NewKey()
+	require.NoError(t, err)
+	binding := seal.Binding{Task: "b-1", Attempt: 1}
+	plain, err := c.Encode()
+	require.NoError(t, err)
+	sealed, err := seal.Seal(key.Public(), binding, plain)
+	require.NoError(t, err)
+	plain, err = key.Open(binding, sealed)
+	require.NoError(t, err)
+	got, err := seal.DecodeCredentials(plain)
+	require.NoError(t, err)
+	require.Equal(t, c.URLs, got.URLs)
+	require.Equal(t, "URLs of 4000 staged objects [redacted]", got.String())
+	for _, text := range shown(t, got) {
+		require.NotContains(t, text, "X-Amz-Signature")
+	}
+	_, err = seal.DecodeCredentials([]byte(`{"version":1,"urls":"AAAA"}`))
+	require.ErrorContains(t, err, "malformed credentials")
+}
 
 func TestCredentialsShowNoValue(t *testing.T) {
 	auth := credentials.Registries["registry.example:5000"]

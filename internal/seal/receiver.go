@@ -105,7 +105,9 @@ func (r *Receiver) Handle(data []byte) bool {
 	default:
 		if r.gotFor == 0 || !bytes.Equal(plain, r.plain) {
 			r.got, r.plain = c, plain
-			r.seen = append(r.seen, c)
+			masked := c
+			masked.URLs = nil // others each time, and never in a log
+			r.seen = append(r.seen, masked)
 			r.masker = NewMasker(r.seen...)
 		}
 		r.gotFor, r.gotAt = answer.Serial, time.Now()

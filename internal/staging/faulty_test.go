@@ -29,7 +29,7 @@ type faulty struct {
 	times   map[string]time.Time
 	writes  []string
 
-	onRead  func(key string, offset int64) (failAfter int64) // -1: not at all
+	onRead  func(key string, offset int64) (failAfter int64) // -1: not at all; or stall
 	onData  func(key string) error                           // when a part of it comes
 	onWrite func(key string) error                           // when the object is complete
 }
@@ -115,7 +115,18 @@ func (b breaking) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (f *faulty) NewRangeReader(_ context.Context, key string, offset, length int64, _ *driver.ReaderOptions) (driver.Reader, error) {
+// stall is what onRead returns for a connection that brings nothing.
+const stall = -2
+
+// A stalledReader waits for its context to end.
+type stalledReader struct{ ctx context.Context }
+
+func (s stalledReader) Read([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
+}
+
+func (f *faulty) NewRangeReader(ctx context.Context, key string, offset, length int64, _ *driver.ReaderOptions) (driver.Reader, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	data, ok := f.objects[key]
@@ -132,6 +143,8 @@ func (f *faulty) NewRangeReader(_ context.Context, key string, offset, length in
 			return nil, errBroken
 		} else if n > 0 && n < int64(len(piece)) {
 			r = breaking{bytes.NewReader(piece[:n])}
+		} else if n == stall {
+			r = stalledReader{ctx}
 		}
 	}
 	return &faultyReader{r, driver.ReaderAttributes{Size: int64(len(data)), ModTime: f.times[key]}}, nil

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 
 	"github.com/org/portainer/internal/pause"
@@ -105,22 +105,8 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 	wait := retryFirst
 	for attempt := 1; ; attempt++ {
 		before := len(data)
-		r, err := s.bucket.NewRangeReader(ctx, key, offset+int64(len(data)), remaining(size, len(data)), nil)
-		if err == nil {
-			if size < 0 {
-				size = r.Size()
-			}
-			if size > maxRecipe {
-				r.Close()
-				return nil, fmt.Errorf("read staged object %s: %w: %d bytes", key, ErrTooLarge, size)
-			}
-			if r.Size() < offset+size {
-				r.Close()
-				return nil, fmt.Errorf("read staged object %s: %w: it has only %d bytes", key, ErrCorrupt, r.Size())
-			}
-			data, err = appendAll(data, r, size)
-			r.Close()
-		}
+		var err error
+		data, size, err = s.readOnce(ctx, key, offset, data, size)
 		if int64(len(data)) == size && size >= 0 {
 			return data, nil
 		}
@@ -129,6 +115,8 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 			return nil, context.Cause(ctx)
 		case gcerrors.Code(err) == gcerrors.NotFound:
 			return nil, fmt.Errorf("read staged object %s: %w: %w", key, ErrGone, err)
+		case errors.Is(err, ErrGone) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrCorrupt):
+			return nil, fmt.Errorf("read staged object %s: %w", key, err)
 		case err == nil || errors.Is(err, io.EOF):
 			err = fmt.Errorf("%w: it ends after %d bytes", ErrCorrupt, offset+int64(len(data)))
 		}
@@ -145,6 +133,41 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 	}
 }
 
+// stallTime is how long a connection may bring nothing. Then there may be a better one.
+const stallTime = time.Minute
+
+var errStalled = fmt.Errorf("nothing came for %v", stallTime)
+
+// readOnce reads what is missing in data, which begins at offset and is to have size
+// bytes; negative means what there is. It returns both as far as they are known.
+func (s *Store) readOnce(ctx context.Context, key string, offset int64, data []byte, size int64) (_ []byte, _ int64, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stall := time.AfterFunc(stallTime, func() { cancel(errStalled) })
+	defer stall.Stop()
+	defer func() {
+		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+			err = errStalled
+		}
+	}()
+	r, err := s.objects.open(ctx, key, offset+int64(len(data)), remaining(size, len(data)))
+	if err != nil {
+		return data, size, err
+	}
+	defer r.Close()
+	if size < 0 {
+		size = r.Size()
+	}
+	if size > maxRecipe {
+		return data, size, fmt.Errorf("%w: %d bytes", ErrTooLarge, size)
+	}
+	if r.Size() < offset+size {
+		return data, size, fmt.Errorf("%w: it has only %d bytes", ErrCorrupt, r.Size())
+	}
+	data, err = appendAll(data, r, size, func() { stall.Reset(stallTime) })
+	return data, size, err
+}
+
 func remaining(size int64, have int) int64 {
 	if size < 0 {
 		return -1
@@ -152,8 +175,9 @@ func remaining(size int64, have int) int64 {
 	return size - int64(have)
 }
 
-// appendAll appends what r has to data, up to limit bytes in all.
-func appendAll(data []byte, r *blob.Reader, limit int64) ([]byte, error) {
+// appendAll appends what r has to data, up to limit bytes in all, and calls progress for
+// each piece of it.
+func appendAll(data []byte, r io.Reader, limit int64, progress func()) ([]byte, error) {
 	for int64(len(data)) < limit {
 		if len(data) == cap(data) {
 			data = append(data, 0)[:len(data)]
@@ -164,6 +188,7 @@ func appendAll(data []byte, r *blob.Reader, limit int64) ([]byte, error) {
 		if err != nil {
 			return data, err
 		}
+		progress()
 	}
 	return data, nil
 }

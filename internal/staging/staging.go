@@ -83,7 +83,8 @@ type PutStats struct {
 // A Store stages contexts in a bucket. It is safe for concurrent use, and so are
 // several Stores on one bucket, in any number of processes.
 type Store struct {
-	bucket *blob.Bucket
+	bucket  *blob.Bucket
+	objects objects // where contexts are read
 
 	// ID names this Store's leases. New chooses one that nobody else has. A
 	// process that takes over from one that died sets the other's, so that
@@ -113,7 +114,7 @@ type put struct {
 
 // New returns a Store on b, which the caller closes after it.
 func New(b *blob.Bucket) *Store {
-	return &Store{bucket: b, ID: rand.Text(), puts: map[string]*put{}}
+	return &Store{bucket: b, objects: bucketReader{b}, ID: rand.Text(), puts: map[string]*put{}}
 }
 
 // PutContext is Put for the tar stream that bundle writes.
@@ -316,6 +317,13 @@ func (c *contextReader) Read(b []byte) (int, error) {
 
 // retriable reports whether trying again may mend err, an error of the bucket.
 func retriable(err error) bool {
+	var status *statusError
+	if errors.As(err, &status) {
+		return status.retriable()
+	}
+	if final := (*refusal)(nil); errors.As(err, &final) {
+		return false
+	}
 	switch gcerrors.Code(err) {
 	case gcerrors.NotFound, gcerrors.PermissionDenied, gcerrors.InvalidArgument, gcerrors.Unimplemented, gcerrors.FailedPrecondition:
 		return false

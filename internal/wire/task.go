@@ -68,7 +68,7 @@ type Task struct {
 
 	Options Options `json:"options,omitzero"`
 
-	// Secrets says that the build needs credentials or build secrets: the
+	// Secrets says that the build needs credentials, build secrets or signed URLs: the
 	// executor builds when it has them from the framework, sealed to its key
 	// (package seal).
 	Secrets bool `json:"secrets,omitempty"`
@@ -128,6 +128,10 @@ type Context struct {
 	Key       string `json:"key"`        // of the object that tells what the context consists of
 	Size      int64  `json:"size"`       // of the object
 	Digest    string `json:"digest"`     // of the context, "sha256:<hex>"
+
+	// Signed says that the context is read at URLs that come with the secrets, and
+	// not by opening the bucket.
+	Signed bool `json:"signed,omitempty"`
 }
 
 // An Engine says what builds.

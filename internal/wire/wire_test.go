@@ -28,7 +28,7 @@ var (
 		Context: &wire.Context{
 			BucketURL: "s3://builds?region=eu-west-1", Key: "portainer/contexts/ab/cd", Size: 4711, Digest: "sha256:abcd",
 		},
-		Contexts: map[string]*wire.Context{"lib": {BucketURL: "s3://builds", Key: "portainer/contexts/ef", Size: 12, Digest: "sha256:ef"}},
+		Contexts: map[string]*wire.Context{"lib": {BucketURL: "s3://builds", Key: "portainer/contexts/ef", Size: 12, Digest: "sha256:ef", Signed: true}},
 		Remote:   "https://git.example/team/app.git#main:dir",
 		Engine:   wire.Engine{Kind: "docker", Host: "tcp://10.0.0.1:2376", TLS: true, CA: []byte("PEM"), ClientCert: true},
 		Insecure: []string{"registry.example:5000"},
