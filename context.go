@@ -2,6 +2,7 @@ package portainer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -170,9 +171,7 @@ func putDir(ctx context.Context, store *staging.Store, dir DirBundler, opt build
 		if err == nil {
 			var ref staging.Ref
 			var stats staging.PutStats
-			if ref, stats, err = store.Put(ctx, treeOf(t), meter); err == nil {
-				// Without the cache the next build is slower, and that is all.
-				_ = t.Save()
+			if ref, stats, err = putTree(ctx, store, t, meter); err == nil {
 				return ref, stats, nil
 			}
 		} else {
@@ -185,6 +184,34 @@ func putDir(ctx context.Context, store *staging.Store, dir DirBundler, opt build
 			opt.CacheDir = "" // it may be what is wrong
 		}
 	}
+}
+
+// putTree stages a tree. If it was staged before and nothing in it has changed since,
+// that is found out without making its headers, let alone reading its files.
+func putTree(ctx context.Context, store *staging.Store, t *buildctx.Tree, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
+	var known knownContext
+	if json.Unmarshal(t.Known(), &known) == nil && known.Digest != "" {
+		ref, ok, err := store.Find(ctx, known.Digest)
+		if ok || err != nil {
+			return ref, staging.PutStats{TarSize: known.TarSize}, err
+		}
+	}
+	ref, stats, err := store.Put(ctx, treeOf(t), meter)
+	if err != nil {
+		return ref, stats, err
+	}
+	if note, err := json.Marshal(knownContext{ref.Digest, stats.TarSize}); err == nil {
+		t.Learn(note)
+	}
+	// Without the cache the next build is slower, and that is all.
+	_ = t.Save()
+	return ref, stats, nil
+}
+
+// A knownContext is what is remembered of a tree that was staged.
+type knownContext struct {
+	Digest  string `json:"digest"`
+	TarSize int64  `json:"tarSize"`
 }
 
 // treeOf gives a scanned tree to staging.

@@ -29,7 +29,14 @@ type statCache struct {
 	mu    sync.Mutex
 	known map[uint64]record // by inode, from earlier runs
 	seen  map[uint64]record // of this run, to be saved
-	news  bool              // seen has what known has not
+	tree  summary           // the last one
+	news  bool              // there is something that the file has not
+}
+
+// A summary is something about a whole tree.
+type summary struct {
+	print [sha256.Size]byte
+	what  []byte // nil if there is nothing
 }
 
 type record struct {
@@ -41,8 +48,9 @@ type record struct {
 // grain is how coarse the times of a file system may be: FAT's is 2 s.
 const grain = 2500 * time.Millisecond
 
-// cacheMagic begins a cache file; another format has another name.
-const cacheMagic = "portainer stat cache 2\n"
+// cacheMagic begins a cache file; another format, or another way to make entries of
+// files, has another name.
+const cacheMagic = "portainer stat cache 3\n"
 
 // openStatCache reads the cache for the tree at root. A cache that cannot be read
 // is an empty one.
@@ -54,7 +62,7 @@ func openStatCache(dir, root string, now time.Time) *statCache {
 		seen:  map[uint64]record{},
 	}
 	if data, err := os.ReadFile(c.file); err == nil {
-		c.known = decodeCache(data)
+		c.known, c.tree = decodeCache(data)
 	}
 	return c
 }
@@ -89,7 +97,7 @@ func (c *statCache) putPlain(fi fs.FileInfo) {
 
 func (c *statCache) note(fi fs.FileInfo, change func(*record)) {
 	ino, r, ok := recordOf(fi)
-	if !ok || time.Unix(0, r.ctime).After(c.began.Add(-grain)) {
+	if !ok || c.racy(fi) {
 		return
 	}
 	c.mu.Lock()
@@ -100,6 +108,31 @@ func (c *statCache) note(fi fs.FileInfo, change func(*record)) {
 	change(&r)
 	c.seen[ino] = r
 	c.news = true
+}
+
+// racy reports whether a file may change, or has changed, without a trace.
+func (c *statCache) racy(fi fs.FileInfo) bool {
+	changed, ok := changeTime(fi)
+	return !ok || changed.After(c.began.Add(-grain))
+}
+
+// whole returns what putWhole was told of the tree with this print.
+func (c *statCache) whole(print [sha256.Size]byte) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tree.print != print {
+		return nil
+	}
+	return c.tree.what
+}
+
+// putWhole notes something about a tree of which no file is racy.
+func (c *statCache) putWhole(print [sha256.Size]byte, what []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tree.print != print || !bytes.Equal(c.tree.what, what) {
+		c.tree, c.news = summary{print, what}, true
+	}
 }
 
 func recordOf(fi fs.FileInfo) (uint64, record, bool) {
@@ -118,7 +151,7 @@ func (c *statCache) save() error {
 	if !c.news && len(c.seen) == len(c.known) {
 		return nil
 	}
-	data := encodeCache(c.seen)
+	data := encodeCache(c.seen, c.tree)
 	if err := os.MkdirAll(filepath.Dir(c.file), 0o700); err != nil {
 		return fmt.Errorf("write the cache of build contexts: %w", err)
 	}
@@ -141,8 +174,10 @@ func (c *statCache) save() error {
 }
 
 // encodeCache returns the records with a checksum at the end.
-func encodeCache(records map[uint64]record) []byte {
-	b := []byte(cacheMagic)
+func encodeCache(records map[uint64]record, tree summary) []byte {
+	b := append([]byte(cacheMagic), tree.print[:]...)
+	b = binary.AppendUvarint(b, uint64(len(tree.what)))
+	b = append(b, tree.what...)
 	for _, ino := range slices.Sorted(maps.Keys(records)) {
 		r := records[ino]
 		b = binary.AppendUvarint(b, ino)
@@ -162,16 +197,22 @@ func encodeCache(records map[uint64]record) []byte {
 }
 
 // decodeCache reads what encodeCache wrote; anything else is nothing.
-func decodeCache(data []byte) map[uint64]record {
-	if len(data) < len(cacheMagic)+sha256.Size || !bytes.HasPrefix(data, []byte(cacheMagic)) {
-		return nil
+func decodeCache(data []byte) (map[uint64]record, summary) {
+	var tree summary
+	if len(data) < len(cacheMagic)+2*sha256.Size || !bytes.HasPrefix(data, []byte(cacheMagic)) {
+		return nil, summary{}
 	}
 	body, sum := data[:len(data)-sha256.Size], data[len(data)-sha256.Size:]
 	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
-		return nil
+		return nil, summary{}
 	}
 	records := map[uint64]record{}
 	r := bytes.NewReader(body[len(cacheMagic):])
+	_, _ = r.Read(tree.print[:]) // it is there
+	var ok bool
+	if tree.what, ok = readBytes(r); !ok {
+		return nil, summary{}
+	}
 	for r.Len() > 0 {
 		ino, _ := binary.ReadUvarint(r)
 		var rec record
@@ -180,15 +221,23 @@ func decodeCache(data []byte) map[uint64]record {
 		rec.ctime, _ = binary.ReadVarint(r)
 		plain, _ := r.ReadByte()
 		rec.plain = plain == 1
-		n, err := binary.ReadUvarint(r)
-		if err != nil || n > uint64(r.Len()) {
-			return nil
-		}
-		if n > 0 {
-			rec.what = make([]byte, n)
-			_, _ = r.Read(rec.what) // n bytes are there
+		if rec.what, ok = readBytes(r); !ok {
+			return nil, summary{}
 		}
 		records[ino] = rec
 	}
-	return records
+	return records, tree
+}
+
+// readBytes reads bytes after their number; nil if there are none.
+func readBytes(r *bytes.Reader) (b []byte, ok bool) {
+	n, err := binary.ReadUvarint(r)
+	if err != nil || n > uint64(r.Len()) {
+		return nil, false
+	}
+	if n > 0 {
+		b = make([]byte, n)
+		_, _ = r.Read(b) // n bytes are there
+	}
+	return b, true
 }

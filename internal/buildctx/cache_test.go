@@ -1,6 +1,7 @@
 package buildctx
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -103,16 +104,16 @@ func TestStatCacheIgnoresDamage(t *testing.T) {
 }
 
 func FuzzDecodeCache(f *testing.F) {
-	f.Add(encodeCache(map[uint64]record{1: {2, 3, 4, false, []byte("5")}, 6: {plain: true}}))
+	f.Add(encodeCache(map[uint64]record{1: {2, 3, 4, false, []byte("5")}, 6: {plain: true}}, summary{what: []byte("7")}))
 	f.Add([]byte(cacheMagic))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		records := decodeCache(data)
+		records, tree := decodeCache(data)
 		if records == nil {
 			return
 		}
-		again := decodeCache(encodeCache(records))
-		if len(again) != len(records) {
-			t.Fatalf("%v became %v", records, again)
+		again, sameTree := decodeCache(encodeCache(records, tree))
+		if len(again) != len(records) || sameTree.print != tree.print || !bytes.Equal(sameTree.what, tree.what) {
+			t.Fatalf("%v became %v, %v became %v", records, again, tree, sameTree)
 		}
 	})
 }

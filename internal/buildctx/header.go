@@ -8,9 +8,7 @@ import (
 
 // header returns the tar header of e. links remembers the first path of each file
 // with several names: the others become hard links to it.
-//
-// plain tells that e is known to have no extended attributes.
-func header(e entry, plain bool, links map[inode]string) (*tar.Header, error) {
+func header(e entry, links map[inode]string) (*tar.Header, error) {
 	mode := e.info.Mode()
 	h := &tar.Header{
 		Format:  tar.FormatPAX,
@@ -51,14 +49,13 @@ func header(e entry, plain bool, links map[inode]string) (*tar.Header, error) {
 			links[id] = e.path
 		}
 	}
-	if plain {
-		return h, nil
+	if !e.inspected {
+		var err error
+		if e.attrs, err = xattrs(e.full); err != nil {
+			return nil, fmt.Errorf("read extended attributes of %s: %w", e.path, err)
+		}
 	}
-	attrs, err := xattrs(e.full)
-	if err != nil {
-		return nil, fmt.Errorf("read extended attributes of %s: %w", e.path, err)
-	}
-	for name, value := range attrs {
+	for name, value := range e.attrs {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}

@@ -125,6 +125,22 @@ func parseIgnore(name string, data []byte) (*ignorer, error) {
 	return ig, nil
 }
 
+// clone returns a copy for another goroutine.
+func (ig *ignorer) clone() (*ignorer, error) {
+	if ig.matcher == nil {
+		return ig, nil
+	}
+	patterns := make([]string, len(ig.rules))
+	for i, r := range ig.rules {
+		patterns[i] = r.Pattern
+	}
+	m, err := patternmatcher.New(patterns)
+	if err != nil {
+		return nil, err
+	}
+	return &ignorer{rules: ig.rules, matcher: m, wildExceptions: ig.wildExceptions}, nil
+}
+
 // match reports whether path (slash separated, below the root) is left out. The
 // state of its directory goes in, its own comes out, for what is below it.
 func (ig *ignorer) match(path string, parent patternmatcher.MatchInfo) (bool, patternmatcher.MatchInfo, error) {

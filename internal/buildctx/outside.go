@@ -8,8 +8,6 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-
-	"github.com/moby/patternmatcher"
 )
 
 // A Graft is something outside of the root that the context shall have.
@@ -67,7 +65,7 @@ func (w *walker) replace(e entry, real string) (entry, error) {
 			return e, fmt.Errorf("the links on the way to %s lead round in a circle", e.path)
 		}
 	}
-	e.full, e.info, e.link = real, fi, ""
+	e.full, e.info, e.link, e.inspected = real, fi, "", false
 	return e, nil
 }
 
@@ -133,5 +131,5 @@ func (w *walker) graftOne(g Graft) error {
 	if !fi.IsDir() {
 		return nil
 	}
-	return w.dir(e.path, real, &parent{entry: e, sent: true}, patternmatcher.MatchInfo{}, false)
+	return w.dir(&listing{name: e.path, full: real}, &parent{entry: e, sent: true}, false)
 }

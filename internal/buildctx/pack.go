@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -116,7 +117,7 @@ func (p *packer) add(e entry) error {
 	if p.ctx.Err() != nil {
 		return context.Cause(p.ctx)
 	}
-	h, err := header(e, false, p.links)
+	h, err := header(e, p.links)
 	if err != nil {
 		return err
 	}
@@ -160,8 +161,11 @@ func (p *packer) add(e entry) error {
 // changed one, is there now.
 func openSame(e entry) (*os.File, error) {
 	f, err := os.OpenFile(e.full, os.O_RDONLY|openFlags, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || isNotDir(err):
 		return nil, fmt.Errorf("%s vanished: %w", e.path, ErrChanged)
+	case isLoop(err) || errors.Is(err, syscall.ENXIO): // what opening a link or a socket gives
+		return nil, fmt.Errorf("%s became something else: %w", e.path, ErrChanged)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the context: %w", err)

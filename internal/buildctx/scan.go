@@ -3,6 +3,7 @@ package buildctx
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -18,6 +19,8 @@ type Tree struct {
 	Entries []Entry
 
 	cache *statCache
+	print [sha256.Size]byte // of everything that was looked at
+	fresh bool              // some file may change without a trace
 }
 
 // An Entry is one entry of a Tree.
@@ -48,35 +51,77 @@ func Scan(ctx context.Context, opt Options) (*Tree, error) {
 		return nil, err
 	}
 	t.Entries = append(t.Entries, Entry{Header: h})
+	print := newPrinter()
+	print.add(h, nil)
 	links := map[inode]string{}
 	var size int64
-	walk := &walker{ctx: ctx, root: root, ignore: ignore, outside: opt.AllowOutside, grafts: opt.Grafts, visit: func(e entry) error {
-		plain, known := false, []byte(nil)
-		if t.cache != nil {
-			plain, known = t.cache.get(e.info)
+	walk := &walker{ctx: ctx, root: root, ignore: ignore, outside: opt.AllowOutside, grafts: opt.Grafts, ahead: true, inspect: t.inspect}
+	walk.visit = func(e entry) error {
+		if !e.inspected {
+			if err := t.inspect(&e); err != nil {
+				return err
+			}
 		}
-		h, err := header(e, plain, links)
+		h, err := header(e, links)
 		if err != nil {
 			return err
 		}
-		if t.cache != nil && !plain && h.Typeflag != tar.TypeLink && len(h.PAXRecords) == 0 {
-			t.cache.putPlain(e.info)
-		}
 		entry := Entry{Header: h, tree: t, e: e}
 		if h.Typeflag == tar.TypeReg && h.Size > 0 {
-			entry.Known = known
+			entry.Known = e.known
+			print.add(h, e.info)
+			t.fresh = t.fresh || t.cache != nil && t.cache.racy(e.info)
+		} else {
+			print.add(h, nil)
 		}
 		size += h.Size
 		t.Entries = append(t.Entries, entry)
 		return nil
-	}}
+	}
 	if err := walk.run(); err != nil {
 		return nil, err
 	}
+	t.print = print.sum()
 	if opt.Limit > 0 && size > opt.Limit {
 		return nil, &LimitError{Dir: opt.Dir, Limit: opt.Limit, Size: size, Largest: t.Largest(10)}
 	}
 	return t, nil
+}
+
+// inspect learns what takes system calls, or is in the cache, about an entry.
+func (t *Tree) inspect(e *entry) error {
+	plain := false
+	e.inspected, e.known = true, nil
+	if t.cache != nil {
+		plain, e.known = t.cache.get(e.info)
+	}
+	if plain {
+		return nil
+	}
+	var err error
+	if e.attrs, err = xattrs(e.full); err != nil {
+		return fmt.Errorf("read extended attributes of %s: %w", e.path, err)
+	}
+	if t.cache != nil && len(e.attrs) == 0 {
+		t.cache.putPlain(e.info)
+	}
+	return nil
+}
+
+// Known returns what Learn was given for the very same tree, nothing of which has
+// changed since; nil if there is nothing.
+func (t *Tree) Known() []byte {
+	if t.cache == nil {
+		return nil
+	}
+	return t.cache.whole(t.print)
+}
+
+// Learn remembers something about the whole tree, as it was scanned.
+func (t *Tree) Learn(what []byte) {
+	if t.cache != nil && !t.fresh {
+		t.cache.putWhole(t.print, what)
+	}
 }
 
 // Open opens the content of a regular file. It, or closing the reader, fails if the

@@ -5,11 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path"
-	"path/filepath"
-
-	"github.com/moby/patternmatcher"
 )
 
 // An entry is a file, directory, link or other thing of the tree.
@@ -18,6 +13,11 @@ type entry struct {
 	full string // on this machine
 	info fs.FileInfo
 	link string // of a symbolic link
+
+	// What inspect may fill in.
+	inspected bool
+	attrs     map[string]string // extended attributes
+	known     []byte            // of the content
 }
 
 // A walker visits what the ignore file leaves of a tree, directories before what
@@ -30,6 +30,10 @@ type walker struct {
 	// outside brings in what lies elsewhere; see Options.AllowOutside.
 	outside bool
 	grafts  []Graft
+	// ahead has directories read by other goroutines, before they are visited, and
+	// inspect, if not nil, called there for what is probably to be visited.
+	ahead   bool
+	inspect func(*entry) error
 	// left, if not nil, is told of each thing left out. What is below a left-out
 	// directory is only visited, and told, if it might be an exception.
 	left func(path string, dir bool)
@@ -43,7 +47,15 @@ type parent struct {
 }
 
 func (w *walker) run() error {
-	if err := w.dir("", w.root, nil, patternmatcher.MatchInfo{}, false); err != nil {
+	root := &listing{full: w.root}
+	if w.ahead {
+		r := &reader{outside: w.outside, inspect: w.inspect}
+		if err := r.readAhead(root, w.ignore); err != nil {
+			return err
+		}
+		defer r.stop()
+	}
+	if err := w.dir(root, nil, false); err != nil {
 		return err
 	}
 	return w.graft()
@@ -51,61 +63,50 @@ func (w *walker) run() error {
 
 // dir visits the content of one directory. out tells that the directory itself is
 // left out: it is then visited when something in it is an exception.
-func (w *walker) dir(name, full string, self *parent, info patternmatcher.MatchInfo, out bool) error {
+func (w *walker) dir(l *listing, self *parent, out bool) error {
 	if err := w.ctx.Err(); err != nil {
 		return context.Cause(w.ctx)
 	}
-	list, err := os.ReadDir(full)
-	if err != nil {
-		if name != "" && errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s vanished while the context was read: %w", name, ErrChanged)
+	l.read(w.ignore, w.outside, w.inspect)
+	if l.err != nil {
+		if l.name != "" && errors.Is(l.err, fs.ErrNotExist) {
+			return fmt.Errorf("%s vanished while the context was read: %w", l.name, ErrChanged)
 		}
-		if out && errors.Is(err, fs.ErrPermission) {
+		if out && errors.Is(l.err, fs.ErrPermission) {
 			return nil
 		}
-		return fmt.Errorf("read directory of the context: %w", err)
+		return fmt.Errorf("read directory of the context: %w", l.err)
 	}
-	for _, d := range list {
-		if err := w.one(path.Join(name, d.Name()), filepath.Join(full, d.Name()), d, self, info); err != nil {
+	for i := range l.items {
+		if err := w.one(&l.items[i], self); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *walker) one(name, full string, d fs.DirEntry, above *parent, aboveInfo patternmatcher.MatchInfo) error {
-	out, info, err := w.ignore.match(name, aboveInfo)
-	if err != nil {
-		return err
+func (w *walker) one(it *item, above *parent) error {
+	if it.err != nil {
+		return it.err
 	}
-	if out {
-		if w.left != nil {
-			w.left(name, d.IsDir())
+	if it.out && w.left != nil {
+		w.left(it.entry.path, it.dir)
+	}
+	if it.over {
+		return nil
+	}
+	e, below := it.entry, it.below
+	if e.link != "" && w.outside {
+		var err error
+		if e, err = w.follow(e); err != nil {
+			return err
 		}
-		if !d.IsDir() && !(w.outside && d.Type()&fs.ModeSymlink != 0) || w.ignore.skips(name) {
-			return nil
-		}
-	}
-	fi, err := d.Info()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // gone before it was looked at: as if it had never been
-	}
-	if err != nil {
-		return fmt.Errorf("read the context: %w", err)
-	}
-	e := entry{path: name, full: full, info: fi}
-	if fi.Mode()&fs.ModeSymlink != 0 {
-		if e.link, err = os.Readlink(full); err != nil {
-			return fmt.Errorf("read the context: %w", err)
-		}
-		if w.outside {
-			if e, err = w.follow(e); err != nil {
-				return err
-			}
+		if e.info.IsDir() {
+			below = &listing{name: e.path, full: e.full, info: it.info}
 		}
 	}
-	self := &parent{entry: e, above: above, sent: !out}
-	if !out {
+	self := &parent{entry: e, above: above, sent: !it.out}
+	if !it.out {
 		if err := w.send(above); err != nil {
 			return err
 		}
@@ -113,10 +114,10 @@ func (w *walker) one(name, full string, d fs.DirEntry, above *parent, aboveInfo 
 			return err
 		}
 	}
-	if !e.info.IsDir() {
+	if below == nil {
 		return nil
 	}
-	return w.dir(name, e.full, self, info, out)
+	return w.dir(below, self, it.out)
 }
 
 // send visits the directories above something that is not left out.

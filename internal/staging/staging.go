@@ -139,7 +139,7 @@ func (s *Store) Put(ctx context.Context, src Source, m *Meter) (Ref, PutStats, e
 		if err != nil {
 			return Ref{}, PutStats{}, err
 		}
-		ref, stats, err := s.putRecipe(ctx, r, src, m)
+		ref, stats, err := s.putOnce(ctx, r.digest(), r, src, m)
 		if errors.Is(err, errOther) {
 			continue
 		}
@@ -149,9 +149,26 @@ func (s *Store) Put(ctx context.Context, src Source, m *Meter) (Ref, PutStats, e
 	return Ref{}, PutStats{}, fmt.Errorf("stage the context: %w: it was read %d times, and never twice the same", ErrChanged, bundlings+1)
 }
 
-// putRecipe stages the context, or waits for someone who does.
-func (s *Store) putRecipe(ctx context.Context, r *recipe, src Source, m *Meter) (Ref, PutStats, error) {
-	digest := r.digest()
+// errAbsent reports a context that is not there, and of which only the digest is known.
+var errAbsent = errors.New("the context is not staged")
+
+// Find looks for the context of that digest. If it is there, it stays as if it had
+// been put now; ok is false if it is not.
+func (s *Store) Find(ctx context.Context, digest string) (ref Ref, ok bool, err error) {
+	there, err := s.bucket.Exists(ctx, ContextPrefix+hexOf(digest))
+	if err != nil || !there {
+		return Ref{}, false, err
+	}
+	ref, _, err = s.putOnce(ctx, digest, nil, nil, nil)
+	if errors.Is(err, errAbsent) { // by now
+		return Ref{}, false, nil
+	}
+	return ref, err == nil, err
+}
+
+// putOnce stages the context, or waits for someone who does. Without a recipe it only
+// makes sure that a context which is there stays.
+func (s *Store) putOnce(ctx context.Context, digest string, r *recipe, src Source, m *Meter) (Ref, PutStats, error) {
 	for {
 		s.mu.Lock()
 		p, shared := s.puts[digest]
@@ -201,6 +218,9 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source,
 	}
 	if gcerrors.Code(err) != gcerrors.NotFound {
 		return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", ref.Key, err)
+	}
+	if r == nil {
+		return Ref{}, PutStats{}, errAbsent
 	}
 	if err := s.reuse(ctx, r); err != nil {
 		return Ref{}, PutStats{}, err
