@@ -147,7 +147,7 @@ const rescans = 3
 // putContext stages the context of req, and meter shows how far that is. What bundler
 // is known to read from a directory is not read again where the bundler remembers
 // it. Errors of the bundler are of type *bundleError.
-func putContext(ctx context.Context, store *staging.Store, bundler ContextBundler, req Request, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
+func (d *stagingDesk) putContext(ctx context.Context, store *staging.Store, bundler ContextBundler, req Request, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
 	dir, ok := bundler.(DirBundler)
 	if !ok {
 		return store.Put(ctx, staging.Bundle(func(ctx context.Context, w io.Writer) error {
@@ -161,11 +161,17 @@ func putContext(ctx context.Context, store *staging.Store, bundler ContextBundle
 	if err != nil {
 		return staging.Ref{}, staging.PutStats{}, &bundleError{err}
 	}
-	return putDir(ctx, store, dir, opt, meter)
+	return d.putDir(ctx, store, dir, opt, meter)
 }
 
 // putDir is putContext for the directory of opt.
-func putDir(ctx context.Context, store *staging.Store, dir DirBundler, opt buildctx.Options, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
+func (d *stagingDesk) putDir(ctx context.Context, store *staging.Store, dir DirBundler, opt buildctx.Options, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
+	return d.do(ctx, contextKey(opt), func(ctx context.Context) (staging.Ref, staging.PutStats, error) {
+		return scanAndPut(ctx, store, dir, opt, meter)
+	})
+}
+
+func scanAndPut(ctx context.Context, store *staging.Store, dir DirBundler, opt buildctx.Options, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
 	for attempt := 1; ; attempt++ {
 		t, err := dir.scan(ctx, opt)
 		if err == nil {

@@ -59,7 +59,7 @@ func BenchmarkTarGzip(b *testing.B) {
 func BenchmarkStage(b *testing.B) {
 	req := benchTree(b)
 	put := func(b *testing.B, s *staging.Store, dir DirBundler) staging.Ref {
-		ref, stats, err := putContext(b.Context(), s, dir, req, nil)
+		ref, stats, err := new(stagingDesk).putContext(b.Context(), s, dir, req, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -21,14 +21,14 @@ func TestPutContextReadsFilesOnce(t *testing.T) {
 	req := Request{Dir: ".", Dockerfile: filepath.Join(t.TempDir(), "D"), Source: []byte("FROM scratch\nCOPY go.mod /\n")}
 	ignore := "*\n!go.sum\n!go.mod\n!internal/staging/staging.go\n"
 	require.NoError(t, os.WriteFile(req.Dockerfile+".dockerignore", []byte(ignore), 0o644))
-	first, stats, err := putContext(t.Context(), store, b, req, nil)
+	first, stats, err := new(stagingDesk).putContext(t.Context(), store, b, req, nil)
 	require.NoError(t, err)
 	require.True(t, stats.Uploaded)
 	require.Greater(t, stats.TarSize, int64(50_000))
 
 	t.Run("the same as a bundle", func(t *testing.T) {
 		bundle := BundlerFunc(DirBundler{}.Bundle)
-		again, stats, err := putContext(t.Context(), store, bundle, req, nil)
+		again, stats, err := new(stagingDesk).putContext(t.Context(), store, bundle, req, nil)
 		require.NoError(t, err)
 		require.Equal(t, first, again)
 		require.False(t, stats.Uploaded)
@@ -41,14 +41,14 @@ func TestPutContextReadsFilesOnce(t *testing.T) {
 		for _, e := range treeOf(tree) {
 			require.Equal(t, e.Header.Size > 0, e.Chunks != nil, e.Header.Name)
 		}
-		again, stats, err := putContext(t.Context(), store, b, req, nil)
+		again, stats, err := new(stagingDesk).putContext(t.Context(), store, b, req, nil)
 		require.NoError(t, err)
 		require.Equal(t, first, again)
 		require.Zero(t, stats.Sent)
 	})
 	t.Run("missing source", func(t *testing.T) {
 		req.Source = []byte("FROM scratch\nCOPY nothing /\n")
-		_, _, err := putContext(t.Context(), store, b, req, nil)
+		_, _, err := new(stagingDesk).putContext(t.Context(), store, b, req, nil)
 		var bundling *bundleError
 		require.ErrorAs(t, err, &bundling)
 		require.ErrorIs(t, err, ErrInvalid)
@@ -56,7 +56,7 @@ func TestPutContextReadsFilesOnce(t *testing.T) {
 	t.Run("too large", func(t *testing.T) {
 		small := DirBundler{Limit: 100}
 		req.Source = []byte("FROM scratch\nCOPY go.mod /\n")
-		_, _, err := putContext(t.Context(), store, small, req, nil)
+		_, _, err := new(stagingDesk).putContext(t.Context(), store, small, req, nil)
 		require.ErrorIs(t, err, ErrInvalid)
 		require.ErrorContains(t, err, "go.sum")
 		require.ErrorIs(t, small.Bundle(t.Context(), req, io.Discard), ErrInvalid)

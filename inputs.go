@@ -51,7 +51,7 @@ func (f *Framework) mainInput(req Request) input {
 		bundler = req.Bundler
 	}
 	return input{put: func(ctx context.Context, store *staging.Store, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
-		return putContext(ctx, store, bundler, req, meter)
+		return f.desk.putContext(ctx, store, bundler, req, meter)
 	}}
 }
 
@@ -62,7 +62,7 @@ func (f *Framework) directoryInput(name string, req Request) input {
 	dir, _ := f.cfg.Bundler.(DirBundler) // else its zero value
 	opt := buildctx.Options{Dir: req.Options.BuildContexts[name], CacheDir: dir.CacheDir, Limit: dir.Limit, AllowOutside: dir.AllowOutside}
 	return input{name: name, put: func(ctx context.Context, store *staging.Store, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
-		ref, stats, err := putDir(ctx, store, dir, opt, meter)
+		ref, stats, err := f.desk.putDir(ctx, store, dir, opt, meter)
 		if bundling := (*bundleError)(nil); errors.As(err, &bundling) {
 			err = &bundleError{fmt.Errorf("build-context %s: %w", name, bundling.err)}
 		}

@@ -209,6 +209,7 @@ type Framework struct {
 	cfg     Config
 	masters master.Resolver
 	stager  *stager // nil without a staging bucket
+	desk    stagingDesk
 	files   *schedapi.Files
 	state   *state // nil without a state directory
 	past    []record

@@ -132,7 +132,7 @@ func contextKey(opt buildctx.Options) string {
 		dir = opt.Dir
 	}
 	ignore := opt.Dockerfile + ".dockerignore"
-	if _, err := os.Lstat(ignore); err != nil {
+	if _, err := os.Lstat(ignore); err != nil || opt.Dockerfile == "" {
 		ignore = ""
 	} else if abs, err := filepath.Abs(ignore); err == nil {
 		ignore = abs

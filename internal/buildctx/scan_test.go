@@ -106,3 +106,39 @@ func TestOutside(t *testing.T) {
 	err := buildctx.Pack(t.Context(), io.Discard, buildctx.Options{Dir: ctx, AllowOutside: true})
 	require.ErrorContains(t, err, "the link round points to "+base+", which it is itself in")
 }
+
+// TestScanKnowsAnUnchangedTree changes one thing after the other: only the very same
+// tree may be taken for known.
+func TestScanKnowsAnUnchangedTree(t *testing.T) {
+	dir, cache := tree(t, "a\nhello", "d/b\nworld", "l -> a", "run\n#!"), t.TempDir()
+	opt := buildctx.Options{Dir: dir, CacheDir: cache}
+	scan := func() *buildctx.Tree {
+		t.Helper()
+		got, err := buildctx.Scan(t.Context(), opt)
+		require.NoError(t, err)
+		return got
+	}
+	// The files are new, and may still change without a trace.
+	fresh := scan()
+	fresh.Learn([]byte("too early"))
+	require.NoError(t, fresh.Save())
+	require.Nil(t, scan().Known())
+
+	// This package's own files are older.
+	opt = buildctx.Options{Dir: ".", CacheDir: cache, Dockerfile: filepath.Join(dir, "D")}
+	ignore := func(rules string) {
+		require.NoError(t, os.WriteFile(opt.Dockerfile+".dockerignore", []byte("*\n!pack.go\n!header.go\n"+rules), 0o644))
+	}
+	ignore("")
+	was := scan()
+	was.Learn([]byte("known"))
+	require.NoError(t, was.Save())
+	require.Equal(t, []byte("known"), scan().Known())
+	ignore("!cache.go\n")
+	require.Nil(t, scan().Known(), "one more file")
+	ignore("header.go\n")
+	require.Nil(t, scan().Known(), "one less")
+	ignore("# the same\n")
+	require.Equal(t, []byte("known"), scan().Known())
+	require.Nil(t, func() *buildctx.Tree { opt.CacheDir = t.TempDir(); return scan() }().Known())
+}

@@ -146,6 +146,7 @@ func (s *Store) latest(ctx context.Context) ([]*recipe, error) {
 			// What cannot be read, or is not what its name says, is no help; it is
 			// its reader's business to complain.
 			if r, err := decodeRecipe(data); err == nil && ContextPrefix+hexOf(r.digest()) == o.Key {
+				r.skeleton, r.parts = nil, nil // most of it, and of no use here
 				recipes[i] = r
 			}
 			return nil

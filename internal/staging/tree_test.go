@@ -305,3 +305,28 @@ func TestManyStoresOnOneBucket(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, keys(t, bucket))
 }
+
+func TestFind(t *testing.T) {
+	bucket := memblob.OpenBucket(nil)
+	defer bucket.Close()
+	s, other := staging.New(bucket), staging.New(bucket)
+	var reads atomic.Int64
+	ref, _, err := s.Put(t.Context(), treeOf(&reads, sources(1, 3, 100)...), nil)
+	require.NoError(t, err)
+	got, ok, err := other.Find(t.Context(), ref.Digest)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, ref, got)
+
+	// It stays until both have given it up.
+	require.NoError(t, s.Delete(t.Context(), ref))
+	_, err = readAll(t, other, got)
+	require.NoError(t, err)
+	require.NoError(t, other.Delete(t.Context(), ref))
+
+	_, ok, err = other.Find(t.Context(), ref.Digest)
+	require.NoError(t, err)
+	require.False(t, ok)
+	_, err = bucket.List(nil).Next(t.Context())
+	require.ErrorIs(t, err, io.EOF, "looking leaves nothing behind")
+}
