@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"sync"
 	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
@@ -33,8 +32,30 @@ type uploader struct {
 	r     *recipe
 	meter *Meter
 
-	encoders sync.Pool
-	sent     atomic.Int64
+	encoder *zstd.Encoder
+	buffers chan []byte // of maxBlock bytes, that are free
+	sent    atomic.Int64
+}
+
+// buffer returns an empty buffer with room for a block.
+func (u *uploader) buffer() []byte {
+	select {
+	case b := <-u.buffers:
+		return b[:0]
+	default:
+		return make([]byte, 0, maxBlock)
+	}
+}
+
+// free takes a buffer back.
+func (u *uploader) free(b []byte) {
+	if cap(b) < maxBlock {
+		return
+	}
+	select {
+	case u.buffers <- b:
+	default:
+	}
 }
 
 // A pressed is a block that was compressed, or will be.
@@ -60,16 +81,15 @@ func (s *Store) upload(ctx context.Context, r *recipe, src Source, m *Meter) (in
 		return 0, nil
 	}
 	m.lack(size)
-	u := &uploader{store: s, r: r, meter: m}
-	u.encoders.New = func() any {
-		z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
-		if err != nil {
-			panic(err) // the options are constants
-		}
-		return z
+	processors := runtime.GOMAXPROCS(0)
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(processors), zstd.WithEncoderCRC(false))
+	if err != nil {
+		return 0, fmt.Errorf("compress the context: %w", err)
 	}
+	defer z.Close()
+	u := &uploader{store: s, r: r, meter: m, encoder: z, buffers: make(chan []byte, 4*processors)}
 	g, ctx := errgroup.WithContext(ctx)
-	ordered := make(chan *pressed, runtime.GOMAXPROCS(0)) // blocks in the order of the stream
+	ordered := make(chan *pressed, processors) // blocks in the order of the stream
 	work := make(chan func())
 	g.Go(func() error {
 		defer close(ordered)
@@ -89,7 +109,7 @@ func (s *Store) upload(ctx context.Context, r *recipe, src Source, m *Meter) (in
 			}
 		})
 	})
-	for range runtime.GOMAXPROCS(0) {
+	for range processors {
 		g.Go(func() error {
 			for do := range work {
 				do()
@@ -129,7 +149,7 @@ func (u *uploader) read(ctx context.Context, missing map[[sha256.Size]byte]int, 
 			}
 		}
 		if raw == nil {
-			raw = make([]byte, 0, maxBlock)
+			raw = u.buffer()
 		}
 		chunks, places = append(chunks, i), append(places, len(raw))
 		raw = append(raw, data...)
@@ -144,32 +164,36 @@ func (u *uploader) read(ctx context.Context, missing map[[sha256.Size]byte]int, 
 	return flush()
 }
 
-// press compresses a block, or leaves it as it is when that gains little.
+// press compresses a block, or leaves it as it is when that gains little. What it does
+// not return of its buffers is free again.
 func (u *uploader) press(raw []byte) []byte {
-	z := u.encoders.Get().(*zstd.Encoder)
-	defer u.encoders.Put(z)
+	out := u.buffer()
 	// What does not shrink in a sample is mostly media and archives, for which
 	// compressing is lost time.
-	if len(raw) > 256<<10 {
-		probe := raw[len(raw)/2 : len(raw)/2+64<<10]
-		if n := len(z.EncodeAll(probe, nil)); n > len(probe)*97/100 {
-			first := raw[:64<<10]
-			if n := len(z.EncodeAll(first, nil)); n > len(first)*97/100 {
-				return raw
-			}
-		}
-	}
-	out := z.EncodeAll(raw, make([]byte, 0, len(raw)/3))
-	if len(out) >= len(raw) {
+	const sample = 64 << 10
+	if len(raw) > 4*sample && u.resists(raw[len(raw)/2:][:sample], out) && u.resists(raw[:sample], out) {
+		u.free(out)
 		return raw
 	}
+	out = u.encoder.EncodeAll(raw, out)
+	if len(out) >= len(raw) {
+		u.free(out)
+		return raw
+	}
+	u.free(raw)
 	return out
+}
+
+// resists reports whether compressing the sample gains little. It may write to buf.
+func (u *uploader) resists(sample, buf []byte) bool {
+	return len(u.encoder.EncodeAll(sample, buf)) > len(sample)*97/100
 }
 
 // pack collects blocks into packs and sends them, a few at a time.
 func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(uploads)
+	unused := make(chan []byte, uploads+1) // what packs were sent from
 	var buf []byte
 	var size int64 // of the content in buf
 	flush := func() {
@@ -182,7 +206,11 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 		ref := packRef{sha256.Sum256(data), int64(len(data))}
 		u.r.packs = append(u.r.packs, ref)
 		g.Go(func() error {
-			return u.send(ctx, ref, data, &sending{m: u.meter, size: content, length: ref.size})
+			err := u.send(ctx, ref, data, &sending{m: u.meter, size: content, length: ref.size})
+			if err == nil {
+				unused <- data[:0] // there is room for all that are sent, and the next
+			}
+			return err
 		})
 	}
 	for p := range ordered {
@@ -192,7 +220,11 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 			return errors.Join(g.Wait(), context.Cause(ctx))
 		}
 		if buf == nil {
-			buf = make([]byte, 0, packSize+maxBlock/4)
+			select {
+			case buf = <-unused:
+			default:
+				buf = make([]byte, 0, packSize+maxBlock/4)
+			}
 		}
 		bl := block{pack: len(u.r.packs), offset: int64(len(buf)), length: len(p.data), size: p.size}
 		for k, c := range p.chunks {
@@ -200,6 +232,7 @@ func (u *uploader) pack(ctx context.Context, ordered <-chan *pressed) error {
 		}
 		u.r.blocks = append(u.r.blocks, bl)
 		buf = append(buf, p.data...)
+		u.free(p.data)
 		size += int64(p.size)
 		if len(buf) >= packSize {
 			flush()
