@@ -125,6 +125,7 @@ func testStagingDesk(t *testing.T) {
 	first, second = ask(ctx, "a"), ask(ctx, "a")
 	third = ask(t.Context(), "a")
 	cancel(why)
+	synctest.Wait()
 	require.ErrorIs(t, (<-first).err, why)
 	require.ErrorIs(t, (<-second).err, why)
 	synctest.Wait()
@@ -139,6 +140,7 @@ func testStagingDesk(t *testing.T) {
 	first = ask(t.Context(), "a")
 	second = ask(ctx, "a")
 	cancel(why)
+	synctest.Wait()
 	third = ask(t.Context(), "a")
 	require.ErrorIs(t, (<-second).err, why)
 	release <- nil
@@ -149,6 +151,7 @@ func testStagingDesk(t *testing.T) {
 	ctx, cancel = context.WithCancelCause(t.Context())
 	first, second = ask(t.Context(), "a"), ask(ctx, "a")
 	cancel(why)
+	synctest.Wait()
 	release <- nil
 	require.NoError(t, (<-first).err)
 	require.ErrorIs(t, (<-second).err, why)
