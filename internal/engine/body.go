@@ -22,7 +22,11 @@ func bundleError(err error) error {
 	if errors.As(err, &be) {
 		return err
 	}
-	return failure(portainer.PhaseFetch, portainer.ClassStaging, fmt.Errorf("read the build context: %w", err))
+	class := portainer.ClassStaging
+	if diskWords.MatchString(err.Error()) {
+		class = portainer.ClassDisk
+	}
+	return failure(portainer.PhaseFetch, class, fmt.Errorf("read the build context: %w", err))
 }
 
 // A body is a tar that is made while it is read.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -94,6 +96,7 @@ func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, e
 		}
 	}
 	exportOptions(j.req.Options, export.Attrs)
+	j.archives = !takesTrees(b.version)
 	// It pushes as part of the build, so it must be allowed to before it begins.
 	ctx, release, err := j.cfg.permit(ctx)
 	if err != nil {
@@ -116,6 +119,26 @@ func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, e
 	done.write([]byte(digest+"\n"), false, time.Time{})
 	done.done("", time.Time{})
 	return digest, b.name(), nil
+}
+
+// treesSince is the first minor release of BuildKit 0 that leaves the times of a
+// tree's directories as they are (fsutil, "receiver: re-apply directory timestamps",
+// November 2022).
+const treesSince = 12
+
+// releaseWords finds the release in a version such as "v0.33.1".
+var releaseWords = regexp.MustCompile(`^v?(\d+)\.(\d+)\.`)
+
+// takesTrees reports whether a context can be given to a daemon of that version file by
+// file, and arrives as it is.
+func takesTrees(version string) bool {
+	m := releaseWords.FindStringSubmatch(version)
+	if m == nil {
+		return false
+	}
+	major, err1 := strconv.Atoi(m[1])
+	minor, err2 := strconv.Atoi(m[2])
+	return err1 == nil && err2 == nil && (major > 0 || minor >= treesSince)
 }
 
 // close implements backend.

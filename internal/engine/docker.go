@@ -189,6 +189,8 @@ func (d *docker) builders(j *job) []ability.Builder {
 
 // solve builds j with the daemon's BuildKit and returns the image's ID.
 func (d *docker) solve(ctx context.Context, j *job) (image string, err error) {
+	// Some of those that are in Docker change the times of a tree's directories.
+	j.archives = true
 	resp, err := j.solve(ctx, d.bk, d.network(j.req.Network), []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{}}}, false)
 	if err != nil {
 		return "", err

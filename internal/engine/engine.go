@@ -256,6 +256,8 @@ type job struct {
 	script *script.Script // what it says
 	report *reporter
 	probe  *probe // of the registry that is pushed to
+
+	archives bool // contexts are sent to BuildKit as archives, see errUnlike
 }
 
 // remoteDockerfile reports whether the Dockerfile is in a context that only the

@@ -3,10 +3,12 @@ package engine
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 
 	bk "github.com/moby/buildkit/client"
@@ -29,8 +31,10 @@ func contextMissing() *portainer.BuildError {
 // inputs are the build contexts that a solve may read from this process.
 type inputs struct {
 	j      *job
-	up     *uploadprovider.Uploader
+	opt    *bk.SolveOpt
+	up     *uploadprovider.Uploader // nil unless archives are sent
 	bodies []*lazyBody
+	trees  []*contextTree
 }
 
 // addInputs has a solve take its contexts from this process, or from where the request
@@ -38,8 +42,14 @@ type inputs struct {
 // frontend, and not the context that it opens to look for a Dockerfile (buildkit
 // frontend/dockerui, initContext and NamedContext.load).
 func (j *job) addInputs(ctx context.Context, opt *bk.SolveOpt) *inputs {
-	in := &inputs{j: j, up: uploadprovider.New()}
-	opt.Session = append(opt.Session, in.up)
+	in := &inputs{j: j, opt: opt}
+	if j.archives {
+		in.up = uploadprovider.New()
+		opt.Session = append(opt.Session, in.up)
+	}
+	// A given daemon compares a tree with the last one of the same key, and believes
+	// that files of one size and time are the same.
+	opt.SharedKey = rand.Text()
 	opt.FrontendInputs = map[string]llb.State{}
 	switch {
 	case j.req.Remote != "":
@@ -61,25 +71,46 @@ func (j *job) addInputs(ctx context.Context, opt *bk.SolveOpt) *inputs {
 	return in
 }
 
-// add returns what BuildKit makes of a context: it fetches the tar, which bundler then
-// writes, and unpacks it.
+// add returns what BuildKit makes of a context: it asks for its files when it needs
+// them, and bundler then writes the tar that they are in.
 func (in *inputs) add(ctx context.Context, bundler portainer.ContextBundler, name string) llb.State {
 	b := &lazyBody{start: func() *body {
 		return newBody(ctx, func(ctx context.Context, w io.Writer) error { return bundler.Bundle(ctx, in.j.req, w) })
 	}}
-	in.bodies = append(in.bodies, b)
+	if in.up != nil {
+		in.bodies = append(in.bodies, b)
+		return in.upload(b, name)
+	}
+	t := &contextTree{in: b, dir: cmp.Or(in.j.cfg.Sandbox, in.j.cfg.Temp)}
+	local := "input-" + strconv.Itoa(len(in.trees))
+	in.trees = append(in.trees, t)
+	in.opt.LocalMounts[local] = t
+	return llb.Local(local, llb.SharedKeyHint(local), llb.WithCustomName(name))
+}
+
+// upload returns what BuildKit makes of an archive: it fetches and unpacks it.
+func (in *inputs) upload(b *lazyBody, name string) llb.State {
 	const file = "context"
 	fetched := llb.HTTP(in.up.Add(b), llb.Filename(file), llb.WithCustomName(name))
 	return llb.Scratch().File(llb.Copy(fetched, "/"+file, "/", &llb.CopyInfo{AttemptUnpack: true}), llb.WithCustomName(name+": unpack"))
 }
 
-// close ends the reading of all contexts and returns why one could not be read.
+// close ends the reading of all contexts and returns why one could not be read. It is
+// errUnlike when one must be sent as an archive.
 func (in *inputs) close() error {
 	var errs []error
+	unlike := false
 	for _, b := range in.bodies {
 		errs = append(errs, b.end())
 	}
-	return errors.Join(errs...)
+	for _, t := range in.trees {
+		errs = append(errs, t.end())
+		unlike = unlike || errors.Is(t.err, errUnlike)
+	}
+	if err := errors.Join(errs...); err != nil || !unlike {
+		return err
+	}
+	return errUnlike
 }
 
 // A lazyBody is a body whose making starts when it is read.

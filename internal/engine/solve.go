@@ -85,10 +85,19 @@ func (j *job) solve(ctx context.Context, c *bk.Client, network string, exports [
 	}
 	in := j.addInputs(ctx, &opt)
 	resp, err := j.watch(ctx, c, opt, again)
-	if berr := in.close(); berr != nil {
+	switch berr := in.close(); {
+	case berr == nil:
+		return resp, err
+	case errors.Is(berr, errUnlike):
+		if err == nil || ctx.Err() != nil {
+			return resp, err
+		}
+		j.report.info("%v: once more from the start", berr)
+		j.archives = true
+		return j.solve(ctx, c, network, exports, again)
+	default:
 		return nil, bundleError(berr)
 	}
-	return resp, err
 }
 
 // maxEmpty is how many messages without content in a row mean that the daemon
