@@ -17,9 +17,15 @@ TEST_TIMEOUT ?= 15m
 # that how many passed is to be seen.
 PROBE = TestMesosprobe
 
+# Random build contexts, by docker build and by us. Apart for the same reason, and
+# for its settings: DIFF_FLAGS='-diff.cases 4000 -diff.seed 0'.
+DIFF = TestSameAsDocker
+DIFF_FLAGS ?=
+
 test: setup
 	$(GO) vet ./...
-	$(GO) test -race -timeout $(TEST_TIMEOUT) -skip '^$(PROBE)$$' ./...
+	$(GO) test -race -timeout $(TEST_TIMEOUT) -skip '^($(PROBE)|$(DIFF))$$' ./...
+	$(GO) test -race -timeout $(TEST_TIMEOUT) -run '^$(DIFF)$$' -v ./internal/buildctx $(DIFF_FLAGS)
 	$(GO) test -race -timeout $(TEST_TIMEOUT) -run '^$(PROBE)$$' -v ./internal/testmesos
 
 demo: setup

@@ -57,7 +57,8 @@ func TestSameAsDocker(t *testing.T) {
 	for i := range *diffAlone {
 		d.compareAlone(t, g, i)
 	}
-	t.Logf("%d trees are the same (seed %d)", batches*batch+*diffAlone, seed)
+	t.Logf("%d random contexts are those of docker build with BuildKit, and %d of them, with simple rules, those of the classic builder (seed %d)",
+		batches*batch+*diffAlone, d.classic, seed)
 }
 
 func (d *docker) compareBatch(t *testing.T, g *generator, i int) {
@@ -74,6 +75,10 @@ func (d *docker) compareBatch(t *testing.T, g *generator, i int) {
 	}
 	d.compare(t, fmt.Sprintf("batch %d", i), dir, ignore, rules)
 	d.compare(t, fmt.Sprintf("batch %d, simple rules", i), dir, simple(ignore), rules)
+	if i%2 == 0 {
+		d.compareClassic(t, fmt.Sprintf("batch %d", i), dir, simple(ignore))
+		d.classic += batch
+	}
 }
 
 func (d *docker) compareAlone(t *testing.T, g *generator, i int) {
@@ -158,6 +163,7 @@ func TestOddContextsSameAsDocker(t *testing.T) {
 		files            []string
 		make             func(t *testing.T, dir string)
 		ignore           string // of the Dockerfile itself
+		root             string // of the context, below the directory
 	}{
 		{name: "nothing", files: nil, dockerfile: copyAll},
 		{name: "everything left out", files: []string{"a", ".dockerignore\n*"}, dockerfile: copyAll},
@@ -179,6 +185,18 @@ func TestOddContextsSameAsDocker(t *testing.T) {
 			require.NoError(t, os.Truncate(filepath.Join(dir, "s"), 5<<20))
 		}},
 		{name: "large links", dockerfile: copyAll, files: []string{strings.Repeat("a/", 40) + "f", "l -> " + strings.Repeat("../", 200)}},
+		{name: "longest names", dockerfile: copyAll, files: []string{
+			strings.Repeat("n", 255), strings.Repeat("ü", 127) + "/" + strings.Repeat("d", 255) + "/" + strings.Repeat("e", 255) + "/f\nf",
+			"l -> " + strings.Repeat("t", 255) + "/" + strings.Repeat("u", 255), strings.Repeat("h", 255) + " = " + strings.Repeat("n", 255),
+		}},
+		{name: "the root is a link", root: "d/link", files: []string{"d/link -> ../real", "real/a", "real/b -> ../out", "out"}, dockerfile: copyAll},
+		{name: "links to and from themselves", dockerfile: copyAll, files: []string{"self -> self", "a -> b", "b -> a", "d/up -> ..", "d/here -> .", "none -> no/where"}},
+		{name: "copied link that loops", dockerfile: "FROM scratch\nCOPY a/f /\n", files: []string{"a -> b", "b -> a"}},
+		{name: "copied link that dangles", dockerfile: "FROM scratch\nCOPY a /x/\n", files: []string{"a -> none"}},
+		{name: "Dockerfile and ignore file left out", dockerfile: copyAll, files: []string{"Dockerfile\nFROM scratch", ".dockerignore\nDockerfile\n.dockerignore", "a"}},
+		{name: "rules in every guise", dockerfile: copyAll, files: []string{
+			".dockerignore\n\ufeff# a comment\r\n/a/\r\n  b/./c  \r\n../above\nd//e/../f\n!d/f/g\n\n#h\n", "a/x", "b/c/x", "b/d", "d/f/g", "d/f/h", "#h", "above",
+		}},
 		{name: "missing", dockerfile: "FROM scratch\nCOPY b /\n", files: []string{"a"}},
 		{name: "left out", dockerfile: "FROM scratch\nCOPY a /\n", files: []string{"a", ".dockerignore\na"}},
 	}
@@ -193,6 +211,7 @@ func TestOddContextsSameAsDocker(t *testing.T) {
 			if tt.ignore != "" {
 				require.NoError(t, os.WriteFile(df+".dockerignore", []byte(strings.TrimSuffix(tt.ignore, "\n")), 0o644))
 			}
+			dir = filepath.Join(dir, tt.root)
 			want, wantErr := d.byDirectory(t, dir, df)
 			got, gotErr := d.byPack(t, buildctx.Options{Dir: dir, Dockerfile: df}, tt.dockerfile)
 			require.Equal(t, wantErr != nil, gotErr != nil, "theirs: %v\nours: %v", wantErr, gotErr)

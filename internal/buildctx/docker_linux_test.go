@@ -33,6 +33,7 @@ import (
 type docker struct {
 	started  time.Time
 	compared int    // trees so far
+	classic  int    // of these, by the classic builder
 	cli      string // a docker client with BuildKit built in
 	env      []string
 	bk       *bk.Client // the client that docker build is made of today
