@@ -1,7 +1,10 @@
 package test
 
 import (
+	"archive/tar"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,6 +13,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 
@@ -40,6 +44,26 @@ func pushed(t *testing.T, ref string) v1.Image {
 	require.NoError(t, err)
 	require.Equal(t, digest, got.String(), "what the registry has under %s", tagged)
 	return image
+}
+
+// filesIn returns the regular files of an image.
+func filesIn(t *testing.T, image v1.Image) map[string]string {
+	t.Helper()
+	r := mutate.Extract(image)
+	defer r.Close()
+	files := map[string]string{}
+	for tr := tar.NewReader(r); ; {
+		hdr, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		require.NoError(t, err)
+		if hdr.Typeflag == tar.TypeReg {
+			data, err := io.ReadAll(tr)
+			require.NoError(t, err)
+			files[hdr.Name] = string(data)
+		}
+	}
 }
 
 // notPushed checks that the registry has no such tag.

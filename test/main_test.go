@@ -23,6 +23,7 @@ var (
 	program  string // the built CLI
 	cache    string // its cache directory
 	registry string // host:port, with <registry>/busybox in it
+	scratch  string // a directory that lives as long as the tests
 )
 
 func TestMain(m *testing.M) {
@@ -47,6 +48,7 @@ func runTests(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
+	scratch = dir
 	if root, err = filepath.Abs(".."); err != nil {
 		return 0, err
 	}

@@ -1,17 +1,18 @@
 #!/bin/sh
 # Builds what an agent needs to build images with nothing installed on it: a
-# static buildkitd and runc, from the modules in go.mod next to this file.
+# static buildkitd and runc, and rootlesskit for executors that are not root, from
+# the modules in go.mod next to this file.
 #
 #	tools/build.sh [DIR [PROGRAM…]]
 #
-# DIR is .tools/bin at the top of the repository and PROGRAM both, unless said.
+# DIR is .tools/bin at the top of the repository and PROGRAM all three, unless said.
 # GOOS and GOARCH choose the platform as for go build. runc is part C: it needs a
 # C compiler (CC) and libseccomp's header and static library for that platform.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 dir=${1:-$here/../.tools/bin}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- buildkitd runc
+[ $# -gt 0 ] || set -- buildkitd runc rootlesskit
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 cd "$here"
@@ -43,8 +44,11 @@ for program; do
 			-ldflags "-s -w -linkmode external -extldflags -static -X main.version=${v#v}" \
 			github.com/opencontainers/runc
 		;;
+	rootlesskit)
+		CGO_ENABLED=0 go build -trimpath -o "$new" -ldflags '-s -w' github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit
+		;;
 	*)
-		echo "tools/build.sh: unknown program $program: it must be buildkitd or runc" >&2
+		echo "tools/build.sh: unknown program $program: it must be buildkitd, runc or rootlesskit" >&2
 		exit 2
 		;;
 	esac

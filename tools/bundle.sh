@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes dist/portainer-executor-<revision>.<os>-<arch>.bundle.tar.gz: an executor
-# with a static buildkitd and runc next to it, for agents that have nothing
-# installed. The executor finds them there (--engine auto or buildkitd).
+# with a static buildkitd, runc and rootlesskit next to it, for agents that have
+# nothing installed. The executor finds them there (--engine auto or buildkitd).
+# The same revision makes the same bytes, on any machine with the same compilers.
 #   PLATFORM=linux/amd64  another needs a C compiler for it in CC
 #   FORCE=1               also from a tree with uncommitted changes
 # Prints the archive's name.
@@ -27,6 +28,6 @@ CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$out/portainer-executor" .
 tools/build.sh "$out" >&2
 mkdir -p dist
 archive=dist/portainer-executor-$revision.$GOOS-$GOARCH.bundle.tar.gz
-tar -C "$out" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - portainer-executor buildkitd runc | gzip -n -9 >"$archive.part"
+tar -C "$out" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - portainer-executor buildkitd runc rootlesskit | gzip -n -9 >"$archive.part"
 mv "$archive.part" "$archive"
 echo "$archive"

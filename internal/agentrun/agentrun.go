@@ -43,6 +43,7 @@ type Config struct {
 type Engine interface {
 	portainer.Builder
 	Name() string
+	Why() string
 	Close(ctx context.Context) error
 }
 

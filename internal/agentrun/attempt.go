@@ -68,7 +68,7 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		return nil, err
 	}
 	a.engine = eng
-	a.info(ctx, "engine %s ready in %v", eng.Name(), time.Since(began).Round(time.Millisecond))
+	a.info(ctx, "engine %s ready in %v: %s", eng.Name(), time.Since(began).Round(time.Millisecond), eng.Why())
 	var secrets seal.Credentials
 	if a.secrets != nil {
 		if secrets, err = a.awaitSecrets(ctx); err != nil {

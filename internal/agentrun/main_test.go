@@ -66,6 +66,8 @@ func openScripted(_ context.Context, cfg engine.Config) (agentrun.Engine, error)
 
 func (s *scripted) Name() string { return "scripted" }
 
+func (s *scripted) Why() string { return "asked for" }
+
 func (s *scripted) Close(context.Context) error {
 	return os.WriteFile(filepath.Join(s.cfg.Sandbox, "closed"), nil, 0o600)
 }

@@ -10,37 +10,13 @@ import (
 	"strings"
 )
 
-// ociRuntimes are the OCI runtimes that buildkitd can run steps with, best first.
-var ociRuntimes = []string{"buildkit-runc", "runc", "crun"}
-
-// findBuildkitd returns the programs that a buildkitd of our own needs.
-func findBuildkitd() (buildkitd, runtime string, err error) {
-	buildkitd, ok := find("buildkitd")
-	if !ok {
-		return "", "", errors.New("no buildkitd is installed on this machine: use an executor with one in its archive (make executor BUNDLE=1), or install BuildKit")
-	}
-	for _, name := range ociRuntimes {
-		if runtime, ok := find(name); ok {
-			return buildkitd, runtime, nil
-		}
-	}
-	return "", "", fmt.Errorf("%s needs an OCI runtime and none of %s is installed on this machine: use an executor with one in its archive "+
-		"(make executor BUNDLE=1), or install runc", buildkitd, strings.Join(ociRuntimes, ", "))
-}
-
-// canBuildkitd reports whether a buildkitd of our own could be started.
-func canBuildkitd() bool {
-	_, _, err := findBuildkitd()
-	return err == nil && os.Geteuid() == 0
-}
-
 // startBuildkitd starts a buildkitd that is ours alone.
 func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
-	program, runtime, err := findBuildkitd()
+	kit, err := thisMachine().buildkit()
 	if err != nil {
 		return nil, err
 	}
-	h, err := newDaemonHome(ctx, cfg, program, `snapshotter "native"`)
+	h, err := kit.home(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +28,7 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	// runc keeps the state of containers in /run unless it is told otherwise,
 	// and buildkitd does not tell it.
 	wrapper := filepath.Join(h.run, "oci-runtime")
-	script := fmt.Sprintf("#!/bin/sh\nexec %s --root %s \"$@\"\n", shellQuote(runtime), shellQuote(filepath.Join(h.run, "runc")))
+	script := fmt.Sprintf("#!/bin/sh\nexec %s --root %s \"$@\"\n", shellQuote(kit.runtime), shellQuote(filepath.Join(h.run, "runc")))
 	if err := os.WriteFile(wrapper, []byte(script), 0o700); err != nil {
 		return nil, err
 	}
@@ -70,7 +46,8 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	// Its temporary files are small: mount points, and sockets of ssh agents, whose
 	// paths must be short.
 	env := daemonEnv(h.ID, "TMPDIR="+h.run, "BUILDKIT_STEP_LOG_MAX_SIZE=-1", "BUILDKIT_STEP_LOG_MAX_SPEED=-1")
-	h.daemon, err = startDaemon("buildkitd", filepath.Join(h.run, "buildkitd.log"), []string{program, "--config", config, "--addr", addr}, env, h.Data)
+	argv := append(kit.prefix(h), kit.buildkitd, "--config", config, "--addr", addr)
+	h.daemon, err = startDaemon("buildkitd", filepath.Join(h.run, "buildkitd.log"), argv, env, h.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +63,9 @@ func startBuildkitd(ctx context.Context, cfg Config) (_ *buildKit, err error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if err := h.usesOverlays(ctx, b); err != nil {
+		return nil, errors.Join(err, b.c.Close())
 	}
 	b.stop, b.guards = h.close, h
 	return b, nil
@@ -104,10 +84,14 @@ func buildkitdConfig(cfg Config, h *home, runtime, certs string) string {
 	line("[cdi]\n  disabled = true")
 	line("[worker.containerd]\n  enabled = false")
 	line("[worker.oci]\n  enabled = true")
-	line(`  snapshotter = "overlayfs"`)
 	line("  binary = %q", runtime)
 	line(`  networkMode = "host"`)
-	line("  defaultCgroupParent = %q", h.Cgroup)
+	if h.Rootless == "" {
+		line(`  snapshotter = "overlayfs"`)
+		line("  defaultCgroupParent = %q", h.Cgroup)
+	} else {
+		line("  noProcessSandbox = %t", procMasked())
+	}
 	if cfg.CPUs > 0 {
 		line("  max-parallelism = %d", max(1, int(math.Ceil(cfg.CPUs))))
 	}

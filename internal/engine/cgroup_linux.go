@@ -89,7 +89,8 @@ func ownMount(dir string) bool {
 	return slices.ContainsFunc(mounts, func(m mountPoint) bool { return m.path == dir && m.root != "/" })
 }
 
-// ownCgroup returns the cgroup we run in: that of the memory controller with v1.
+// ownCgroup returns the cgroup we run in: that of the memory controller with v1, and
+// with v2 the one that an engine before may have moved us out of.
 // What we start belongs below it, so that whoever limits us limits that too.
 func ownCgroup() string {
 	f, err := os.Open("/proc/self/cgroup")
@@ -103,7 +104,10 @@ func ownCgroup() string {
 		if len(parts) != 3 {
 			continue
 		}
-		if slices.Contains(strings.Split(parts[1], ","), "memory") || (unified() && parts[0] == "0") {
+		if unified() && parts[0] == "0" {
+			return filepath.Join("/", strings.TrimSuffix(parts[2], "/"+leafCgroup))
+		}
+		if slices.Contains(strings.Split(parts[1], ","), "memory") {
 			return parts[2]
 		}
 	}

@@ -6,10 +6,10 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -114,6 +114,7 @@ func unpermitted(ctx context.Context, err error) error {
 type Engine struct {
 	cfg     Config
 	backend backend
+	why     string
 
 	closing sync.Once
 	closed  error // what the first Close returned
@@ -143,12 +144,12 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if cfg.Temp == "" {
 		cfg.Temp = "/tmp"
 	}
-	kind, why, err := choose(cfg)
-	if err == nil {
-		err = cfg.validateRegistries()
+	if err := cfg.validateRegistries(); err != nil {
+		return nil, misused("%w", err)
 	}
+	kind, why, err := choose(cfg, thisMachine())
 	if err != nil {
-		return nil, &portainer.BuildError{Phase: portainer.PhaseLaunch, Class: portainer.ClassInvalid, Err: err}
+		return nil, launchError(ctx, cmp.Or(cfg.Kind, KindAuto), err)
 	}
 	var b backend
 	switch kind {
@@ -167,38 +168,14 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, launchError(ctx, kind, err)
 	}
 	cfg.Logger.Info("engine ready", "kind", kind, "why", why, "name", b.name())
-	return &Engine{cfg: cfg, backend: b}, nil
-}
-
-// choose returns the kind of engine that cfg asks for, and why it is that one.
-func choose(cfg Config) (kind, why string, err error) {
-	switch cfg.Kind {
-	case "", KindAuto:
-		if cfg.Host != "" {
-			return KindDocker, "a daemon is given", nil
-		}
-		if canBuildkitd() {
-			return KindBuildkitd, "buildkitd and an OCI runtime are installed", nil
-		}
-		return KindDockerd, "no daemon is given and there is no buildkitd", nil
-	case KindDocker:
-		if cfg.Host == "" {
-			return "", "", errors.New(`engine "docker" needs the address of a daemon`)
-		}
-		return cfg.Kind, "asked for", nil
-	case KindDockerd:
-		if cfg.Host != "" {
-			return "", "", fmt.Errorf("engine %q starts a daemon of its own and cannot use the one at %s", cfg.Kind, cfg.Host)
-		}
-		return cfg.Kind, "asked for", nil
-	case KindBuildkitd:
-		return cfg.Kind, "asked for", nil
-	}
-	return "", "", fmt.Errorf("unknown engine %q: it must be auto, docker, dockerd or buildkitd", cfg.Kind)
+	return &Engine{cfg: cfg, backend: b, why: why}, nil
 }
 
 // Name says what builds, such as "dockerd 20.10.24 (buildkit)".
 func (e *Engine) Name() string { return e.backend.name() }
+
+// Why says for what reason it is this kind of engine.
+func (e *Engine) Why() string { return e.why }
 
 // Build implements portainer.Builder: it builds the image, pushes every tag and
 // returns the digest that the registry knows it by. Every error is a

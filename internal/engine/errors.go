@@ -23,6 +23,10 @@ func invalid(err error) *portainer.BuildError {
 
 // launchError is the error of Open.
 func launchError(ctx context.Context, kind string, err error) error {
+	var be *portainer.BuildError
+	if errors.As(err, &be) {
+		return be
+	}
 	class := portainer.ClassLaunch
 	if c, done := ended(ctx); done {
 		class, err = c, withCause(ctx, err)

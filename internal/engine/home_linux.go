@@ -38,9 +38,11 @@ const maxTemp = 32
 type home struct {
 	ID     string `json:"id"`
 	Data   string `json:"data"`   // directory of the daemon's data
-	Cgroup string `json:"cgroup"` // parent of its containers' cgroups, from the root of every hierarchy
+	Cgroup string `json:"cgroup"` // parent of its containers' cgroups, from the root of every hierarchy; "" if rootless
 	// Made are the directories that had to be made for Cgroup.
 	Made []string `json:"made"`
+	// Rootless is the rootlesskit that the daemon runs in; "" means that it is root's.
+	Rootless string `json:"rootless,omitempty"`
 
 	run    string   // short directory: sockets, pid files, state
 	lock   *os.File // stateFile, locked
@@ -76,7 +78,7 @@ func newDaemonHome(ctx context.Context, cfg Config, program, slow string) (*home
 	if err := writableCgroups(); err != nil {
 		return nil, err
 	}
-	h, err := newHome(ctx, cfg)
+	h, err := newHome(ctx, cfg, "")
 	if err != nil {
 		return nil, err
 	}
@@ -88,12 +90,13 @@ func newDaemonHome(ctx context.Context, cfg Config, program, slow string) (*home
 	return h, nil
 }
 
-// newHome makes the directories of a new engine.
-func newHome(ctx context.Context, cfg Config) (_ *home, err error) {
+// newHome makes the directories of a new engine, and its cgroup unless it is to run
+// in rootlesskit.
+func newHome(ctx context.Context, cfg Config, rootlesskit string) (_ *home, err error) {
 	if len(cfg.Temp) > maxTemp {
 		return nil, fmt.Errorf("directory for sockets %s: its path is longer than %d bytes", cfg.Temp, maxTemp)
 	}
-	h := &home{ID: strings.ToLower(rand.Text()[:16]), log: cfg.Logger}
+	h := &home{ID: strings.ToLower(rand.Text()[:16]), Rootless: rootlesskit, log: cfg.Logger}
 	h.run = filepath.Join(cfg.Temp, homePrefix+h.ID[:8])
 	if err := os.Mkdir(h.run, 0o700); err != nil {
 		return nil, err
@@ -111,13 +114,19 @@ func newHome(ctx context.Context, cfg Config) (_ *home, err error) {
 		return nil, err
 	}
 	h.Data = filepath.Join(sandbox, "engine-"+h.ID[:8])
-	h.Cgroup = filepath.Join(ownCgroup(), homePrefix+h.ID)
-	h.Made = missingDirs(h.Cgroup)
+	if rootlesskit == "" {
+		h.Cgroup = filepath.Join(ownCgroup(), homePrefix+h.ID)
+		h.Made = missingDirs(h.Cgroup)
+	}
 	if h.lock, err = h.writeState(); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(h.Data, 0o711); err != nil {
 		return nil, errors.Join(err, h.lock.Close())
+	}
+	if rootlesskit != "" {
+		h.memory = ownMemory()
+		return h, nil
 	}
 	if h.memory, err = limit(h.Cgroup, cfg.CPUs, cfg.MemMB); err != nil {
 		return nil, errors.Join(fmt.Errorf("bound what the steps may use: %w", err), h.remove(ctx))
@@ -160,7 +169,11 @@ func (h *home) remove(ctx context.Context) error {
 	for _, dir := range []string{h.Data, h.run} {
 		errs = append(errs, unmountBelow(dir))
 	}
-	errs = append(errs, removeCgroup(ctx, h.Cgroup, h.Made), os.RemoveAll(h.Data))
+	if h.Rootless == "" {
+		errs = append(errs, removeCgroup(ctx, h.Cgroup, h.Made), os.RemoveAll(h.Data))
+	} else {
+		errs = append(errs, h.removeRootless(ctx))
+	}
 	if err := errors.Join(errs...); err != nil {
 		// The state stays, for a later Sweep.
 		return fmt.Errorf("remove engine %s: %w", h.ID, err)
@@ -171,11 +184,12 @@ func (h *home) remove(ctx context.Context) error {
 	return h.lock.Close()
 }
 
-// killAll kills every process that carries our mark or runs in our cgroup, and
-// returns when there is none.
+// killAll kills every process that carries our mark or runs in our cgroup or, if
+// rootless, in our user namespace, and returns when there is none.
 func (h *home) killAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errors.New("processes do not end"))
 	defer cancel()
+	spaces := userSpaces{}
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		ours := marked(h.ID)
 		// Whoever is killed cannot remove its sockets.
@@ -184,7 +198,13 @@ func (h *home) killAll(ctx context.Context) error {
 				return err
 			}
 		}
-		pids := append(ours, cgroupProcesses(h.Cgroup)...)
+		pids := ours
+		if h.Rootless == "" {
+			pids = append(pids, cgroupProcesses(h.Cgroup)...)
+		} else {
+			spaces.add(ours)
+			pids = append(pids, spaces.processes()...)
+		}
 		if len(pids) == 0 {
 			return nil
 		}
@@ -268,7 +288,7 @@ func readState(f *os.File) (*home, error) {
 		return nil, fmt.Errorf("read %s: %w", f.Name(), err)
 	}
 	if len(h.ID) != 16 || filepath.Base(h.run) != homePrefix+h.ID[:8] ||
-		filepath.Base(h.Data) != "engine-"+h.ID[:8] || filepath.Base(h.Cgroup) != homePrefix+h.ID {
+		filepath.Base(h.Data) != "engine-"+h.ID[:8] || (h.Rootless == "") != (filepath.Base(h.Cgroup) == homePrefix+h.ID) {
 		return nil, fmt.Errorf("%s: it is not the state of an engine", f.Name())
 	}
 	return h, nil

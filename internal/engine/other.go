@@ -15,7 +15,10 @@ func startDockerd(context.Context, Config) (*docker, error) { return nil, errLin
 
 func startBuildkitd(context.Context, Config) (*buildKit, error) { return nil, errLinux }
 
-func canBuildkitd() bool { return false }
+func (machine) choose() (kind, why string, err error) { return "", "", errLinux }
+
+// find finds no program: there is no use for one.
+func find(string) (string, bool) { return "", false }
 
 // Sweep removes what engines left whose process was killed. There are none on
 // this system.
