@@ -2,30 +2,22 @@ package registryauth
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base64"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io/fs"
 	"math/big"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/org/portainer/internal/dockertest"
 	"github.com/org/portainer/internal/seal"
 )
 
@@ -225,89 +218,22 @@ func TestCheckPushUnreachable(t *testing.T) {
 	require.ErrorContains(t, err, "connection refused")
 }
 
-// A tokenServer gives tokens for pushes to repositories of team.
-type tokenServer struct {
-	*httptest.Server
-	key      *rsa.PrivateKey
-	chain    [][]byte
-	failures atomic.Int32 // requests to answer with 503
-}
-
-func startTokenServer(t *testing.T) (s *tokenServer, registryConfig string) {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	s = &tokenServer{key: key, chain: [][]byte{der}}
-	s.Server = httptest.NewServer(http.HandlerFunc(s.serve))
-	t.Cleanup(s.Close)
-	bundle := filepath.Join(t.TempDir(), "bundle.pem")
-	require.NoError(t, os.WriteFile(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	return s, fmt.Sprintf("auth:\n  token:\n    realm: %s/token\n    service: test-registry\n    issuer: test-issuer\n    rootcertbundle: %s\n", s.URL, bundle)
-}
-
-func (s *tokenServer) serve(w http.ResponseWriter, r *http.Request) {
-	if s.failures.Add(-1) >= 0 {
-		http.Error(w, "busy", http.StatusServiceUnavailable)
-		return
-	}
-	user, password, some := r.BasicAuth()
-	scope, field := r.URL.Query().Get("scope"), "token"
-	known := user == "robot" && password == "hunter2"
-	if r.Method == http.MethodPost {
-		field = "access_token"
-		scope = r.PostFormValue("scope")
-		some, known = true, r.PostFormValue("grant_type") == "refresh_token" && r.PostFormValue("refresh_token") == "refresh-me"
-		if !known {
-			http.Error(w, `{"error":"invalid_grant"}`, http.StatusBadRequest)
-			return
-		}
-	}
-	if some && !known {
-		http.Error(w, "who?", http.StatusUnauthorized)
-		return
-	}
-	parts := strings.Split(scope, ":") // repository:<name>:pull,push
-	actions := []string{"pull"}
-	if known && len(parts) == 3 && strings.HasPrefix(parts[1], "team/") {
-		actions = strings.Split(parts[2], ",")
-	}
-	token, err := s.sign(parts[1], actions)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	_ = json.NewEncoder(w).Encode(map[string]any{field: token, "expires_in": 300})
-}
-
-func (s *tokenServer) sign(repository string, actions []string) (string, error) {
-	head, err := json.Marshal(map[string]any{"typ": "JWT", "alg": "RS256", "x5c": s.chain})
-	if err != nil {
-		return "", err
-	}
-	now := time.Now()
-	claims, err := json.Marshal(map[string]any{
-		"iss": "test-issuer", "aud": "test-registry", "sub": "robot", "jti": "1",
-		"iat": now.Unix(), "nbf": now.Add(-time.Minute).Unix(), "exp": now.Add(time.Hour).Unix(),
-		"access": []map[string]any{{"type": "repository", "name": repository, "actions": actions}},
-	})
-	if err != nil {
-		return "", err
-	}
-	text := base64.RawURLEncoding.EncodeToString(head) + "." + base64.RawURLEncoding.EncodeToString(claims)
-	sum := sha256.Sum256([]byte(text))
-	signature, err := rsa.SignPKCS1v15(rand.Reader, s.key, crypto.SHA256, sum[:])
-	return text + "." + base64.RawURLEncoding.EncodeToString(signature), err
-}
-
 func TestCheckPushWithTokens(t *testing.T) {
-	server, config := startTokenServer(t)
-	r := startRegistry(t, "", config)
+	server, err := dockertest.StartTokenServer(t.TempDir(), dockertest.TokenOptions{
+		Passwords:      map[string]string{"robot": "hunter2"},
+		IdentityTokens: map[string]string{"refresh-me": "robot"},
+		Rights: func(user, repository string) []string {
+			if user == "robot" && strings.HasPrefix(repository, "team/") {
+				return []string{"pull", "push", "delete"}
+			}
+			return []string{"pull"}
+		},
+	})
+	require.NoError(t, err)
+	t.Cleanup(server.Stop)
+	r := startRegistry(t, "", server.RegistryAuth())
 	refresh := seal.RegistryAuth{IdentityToken: "refresh-me"}
-	bearer, err := server.sign("team/app", []string{"pull", "push", "delete"})
+	bearer, err := server.Token("team/app", "pull", "push", "delete")
 	require.NoError(t, err)
 	expired := strings.TrimSuffix(bearer, bearer[len(bearer)-8:]) + "AAAAAAAA"
 
@@ -342,13 +268,14 @@ func TestCheckPushWithTokens(t *testing.T) {
 		})
 	}
 
-	server.failures.Store(tries - 1)
+	require.Empty(t, server.Wrong())
+	server.Fail(tries - 1)
 	require.NoError(t, CheckPush(t.Context(), Target{Registry: r.addr, Repository: "team/app", Auth: robot}))
-	server.failures.Store(1000)
+	server.Fail(1000)
 	err = CheckPush(t.Context(), Target{Registry: r.addr, Repository: "team/app", Auth: robot})
 	require.ErrorIs(t, err, ErrRegistry)
 	require.ErrorContains(t, err, "answered 503")
-	server.Close()
+	server.Stop()
 	err = CheckPush(t.Context(), Target{Registry: r.addr, Repository: "team/app", Auth: robot})
 	require.ErrorIs(t, err, ErrUnreachable)
 	require.ErrorContains(t, err, strings.TrimPrefix(server.URL, "http://"))
