@@ -164,11 +164,12 @@ func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 		f.announceFailure(ctx, failure)
 		return nil, failure
 	}
-	return f.follow(ctx, spec.id, spec.image, box)
+	return f.follow(ctx, spec.id, spec.image, box, func() { f.stageLate(ctx, req, *spec) })
 }
 
-// follow hands on what happens to a build until it is over.
-func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *mailbox) (*Result, error) {
+// follow hands on what happens to a build until it is over. stage is nil for one of an
+// earlier life.
+func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *mailbox, stage func()) (*Result, error) {
 	w := &follower{files: f.files, sink: f.cfg.Logs, build: id, image: image}
 	if f.state != nil {
 		mark, err := f.state.openMark(id)
@@ -178,7 +179,7 @@ func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *m
 		defer mark.close()
 		w.mark = mark
 	}
-	result, err := w.run(ctx, box, func() { f.cancel(ctx, id, classOfEnd(ctx), context.Cause(ctx)) })
+	result, err := w.run(ctx, box, stage, func() { f.cancel(ctx, id, classOfEnd(ctx), context.Cause(ctx)) })
 	var failure *BuildError
 	if err != nil && !errors.As(err, &failure) {
 		err = f.unfollowed(ctx, id, image, err)

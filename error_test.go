@@ -30,6 +30,7 @@ func TestBuildErrorSentinels(t *testing.T) {
 		portainer.ClassLaunch:    portainer.ErrLost,
 		portainer.ClassPreempted: portainer.ErrLost,
 		portainer.ClassStaging:   portainer.ErrStaging,
+		portainer.ClassContext:   portainer.ErrFailed,
 		portainer.ClassCancelled: context.Canceled,
 		"of a later release":     portainer.ErrFailed,
 	}
@@ -58,7 +59,7 @@ func TestClassRetriable(t *testing.T) {
 	for class, want := range map[portainer.Class]bool{
 		portainer.ClassLost: true, portainer.ClassLaunch: true, portainer.ClassPreempted: true,
 		portainer.ClassUser: false, portainer.ClassInvalid: false, portainer.ClassAuth: false, portainer.ClassRegistry: false,
-		portainer.ClassOOM: false, portainer.ClassDisk: false, portainer.ClassTimeout: false, portainer.ClassStaging: false,
+		portainer.ClassOOM: false, portainer.ClassDisk: false, portainer.ClassTimeout: false, portainer.ClassStaging: false, portainer.ClassContext: false,
 		portainer.ClassCancelled: false, "of a later release": false,
 	} {
 		require.Equal(t, want, class.Retriable(), class)

@@ -20,6 +20,7 @@ type notice struct {
 	logEnd *logEnd    // the followed log is complete
 	event  Event      // for the sink; none if Kind is ""
 	follow *logSource // a log begins
+	stage  bool       // the context is needed after all
 	result *Result    // the build is over
 	err    error      // likewise
 }
@@ -264,8 +265,9 @@ func (w *follower) readToEnd(ctx context.Context, size int64) error {
 
 // run handles the build's notices and log until it is over. The loop ends every
 // build before it stops, so there is always a last notice. When ctx is done, run
-// calls cancel once and waits for the notice that follows.
-func (w *follower) run(ctx context.Context, box *mailbox, cancel func()) (*Result, error) {
+// calls cancel once and waits for the notice that follows. stage stages the context when
+// it is needed after all; nil if it cannot be asked for.
+func (w *follower) run(ctx context.Context, box *mailbox, stage, cancel func()) (*Result, error) {
 	done := ctx.Done()
 	for {
 		for _, n := range box.take() {
@@ -279,6 +281,9 @@ func (w *follower) run(ctx context.Context, box *mailbox, cancel func()) (*Resul
 				if err := w.begin(n.follow); err != nil {
 					return nil, fmt.Errorf("state of the log of %s: %w", n.follow.task, err)
 				}
+			}
+			if n.stage {
+				stage()
 			}
 			if n.result != nil || n.err != nil {
 				return n.result, n.err

@@ -151,7 +151,7 @@ func (r *reader) attempt(n int) {
 func (r *reader) start(ctx context.Context) {
 	go func() {
 		defer close(r.ended)
-		r.result, r.err = r.follower.run(ctx, r.box, func() {
+		r.result, r.err = r.follower.run(ctx, r.box, nil, func() {
 			r.cancelled++
 			r.box.post(notice{event: Event{Kind: EventFailed}, err: context.Canceled})
 		})
@@ -556,7 +556,7 @@ func TestFollowOverLoopback(t *testing.T) {
 	mail := newMailbox()
 	mail.post(notice{follow: &logSource{framework: "F", attempt: 1, task: "b1-1", agentURL: server.URL}})
 	mail.post(notice{logEnd: &logEnd{int64(len(box.data))}, result: &Result{}})
-	_, err := w.run(t.Context(), mail, func() {})
+	_, err := w.run(t.Context(), mail, nil, func() {})
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 }

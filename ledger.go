@@ -103,6 +103,9 @@ type buildSpec struct {
 	maxAttempts int
 	oomRetryMB  float64 // memory of the one attempt after an OOM; 0 means none
 	task        wire.Task
+	// onDemand tells that there is a context which was not staged, because the
+	// Dockerfile takes nothing from it.
+	onDemand bool
 }
 
 // A build is one submitted build.

@@ -194,7 +194,7 @@ func (s *story) command(line string) error {
 	}
 	commands := map[string]func(*args) error{
 		"config": s.config, "submit": s.submit, "offer": s.offer, "placements": s.placements, "update": s.update, "outcome": s.outcome,
-		"tick": s.tick, "wait": s.wait, "subscribe": s.subscribe, "disconnect": s.disconnect, "cancel": s.cancel, "drain": s.drain,
+		"tick": s.tick, "wait": s.wait, "subscribe": s.subscribe, "disconnect": s.disconnect, "cancel": s.cancel, "provide": s.provide, "abort": s.abort, "drain": s.drain,
 		"removed": s.removed, "forsake": s.forsake, "restart": s.restart, "ask": s.ask, "inverse": s.inverse,
 	}
 	do := commands[name]
@@ -221,12 +221,13 @@ func (a *args) want(n int) error {
 }
 
 // config [queue=0] [build=0] [launch=5m] [unreachable=10m] [lease=10m] [attempts=3]
-// [oomretry=0]
+// [oomretry=0] [ondemand=0]
 func (s *story) config(a *args) error {
 	p := &s.policy
 	p.queueTimeout, p.buildTimeout = a.duration("queue", p.queueTimeout), a.duration("build", p.buildTimeout)
 	p.launchTimeout, p.unreachableWait = a.duration("launch", p.launchTimeout), a.duration("unreachable", p.unreachableWait)
 	p.pushLease = a.duration("lease", p.pushLease)
+	s.spec.onDemand = a.int("ondemand", 0) == 1
 	s.spec.maxAttempts, s.spec.oomRetryMB = a.int("attempts", s.spec.maxAttempts), a.float("oomretry", s.spec.oomRetryMB)
 	s.ledger.policy = s.policy
 	return nil
@@ -402,6 +403,24 @@ func (s *story) cancel(a *args) error {
 	return nil
 }
 
+// provide <build>: its caller has staged the context.
+func (s *story) provide(a *args) error {
+	if err := a.want(1); err != nil {
+		return err
+	}
+	s.ledger.provide(s.now, BuildID(a.names[0]), &wire.Context{Key: "late"})
+	return nil
+}
+
+// abort <build>: its caller could not stage the context.
+func (s *story) abort(a *args) error {
+	if err := a.want(1); err != nil {
+		return err
+	}
+	s.ledger.giveUp(s.now, BuildID(a.names[0]), &BuildError{Phase: PhaseBundle, Class: ClassInvalid, Err: errors.New("file missing")})
+	return nil
+}
+
 func (s *story) drain(*args) error {
 	s.ledger.drain(s.now, ClassCancelled, ErrStopped)
 	return nil
@@ -508,6 +527,9 @@ func noticeText(a actNotice) string {
 	}
 	if n.follow != nil {
 		parts = append(parts, "follow "+n.follow.task+" at "+n.follow.agentURL)
+	}
+	if n.stage {
+		parts = append(parts, "stage the context")
 	}
 	if n.result != nil {
 		parts = append(parts, fmt.Sprintf("result %s after %d", n.result.Digest, n.result.Attempts))

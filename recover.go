@@ -125,7 +125,7 @@ func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
 	case box == nil:
 		return nil, &BuildError{ID: id, Phase: PhaseRead, Class: ClassInvalid, Err: fmt.Errorf("no build %q to attach to", id)}
 	}
-	return f.follow(ctx, id, image, box)
+	return f.follow(ctx, id, image, box, nil)
 }
 
 // Forget removes a finished build from the state directory. Until then a later

@@ -181,6 +181,8 @@ func (l *ledger) retryOrFail(now time.Time, at *attempt, failure *BuildError, re
 		b.resources.MemMB += b.oomRetryMB - b.task.MemMB
 		b.task.MemMB = b.oomRetryMB
 		l.retry(now, at, failure, 0)
+	case failure.Class == ClassContext && b.onDemand && !l.draining:
+		l.askContext(now, at, failure)
 	case !failure.Class.Retriable() || l.draining:
 		l.fail(now, b, at, failure)
 	case reason == "REASON_INVALID_OFFERS":
@@ -209,6 +211,39 @@ func (l *ledger) retry(now time.Time, at *attempt, failure *BuildError, wait tim
 	ev.Err = l.complete(failure, b, at)
 	l.notice(b, notice{event: ev})
 	l.enqueue(now, b, now.Add(wait))
+}
+
+// askContext has the caller of the build of the failed attempt at stage the context,
+// which a base image has turned out to need. Until it comes the build does not wait for
+// an offer. After a restart there is nobody to ask.
+func (l *ledger) askContext(now time.Time, at *attempt, failure *BuildError) {
+	b := at.build
+	b.onDemand, b.current = false, nil
+	ev := event(now, b, at, EventRetrying)
+	ev.Err = l.complete(failure, b, at)
+	l.notice(b, notice{event: ev, stage: true})
+}
+
+// provide queues a build again whose context has been staged. It reports whether there
+// still is such a build: else nobody needs the context.
+func (l *ledger) provide(now time.Time, id BuildID, context *wire.Context) bool {
+	b := l.builds[id]
+	if b == nil || b.done {
+		return false
+	}
+	b.task.Context = context
+	l.do(actSave{b})
+	l.enqueue(now, b, now)
+	l.settle(now)
+	return true
+}
+
+// giveUp ends a build whose context could not be staged.
+func (l *ledger) giveUp(now time.Time, id BuildID, failure *BuildError) {
+	if b := l.builds[id]; b != nil {
+		l.fail(now, b, nil, failure)
+		l.settle(now)
+	}
 }
 
 // abandon has a task killed that its build no longer waits for. It does nothing

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 
 	"github.com/org/portainer/internal/dockertest"
@@ -107,6 +109,37 @@ func TestInputs(t *testing.T) {
 			require.Empty(t, staged(t, staging), "staged contexts")
 		})
 	}
+}
+
+// TestOnBuild builds on an image whose ONBUILD instruction copies the context, which a
+// Dockerfile that copies nothing does not show: it is staged when the engine asks.
+func TestOnBuild(t *testing.T) {
+	withBuildkitd(t)
+	tag, err := name.NewTag(registry+"/base:triggers", name.Insecure)
+	require.NoError(t, err)
+	busybox, err := name.NewTag(registry+"/busybox", name.Insecure)
+	require.NoError(t, err)
+	image, err := remote.Image(busybox, remote.WithContext(t.Context()))
+	require.NoError(t, err)
+	config, err := image.ConfigFile()
+	require.NoError(t, err)
+	config = config.DeepCopy()
+	config.Config.OnBuild = []string{"COPY f /"}
+	image, err = mutate.ConfigFile(image, config)
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(tag, image, remote.WithContext(t.Context())))
+
+	dir := write(t, map[string]string{"Dockerfile": "# portainer: repository=test/triggered\nFROM base:triggers\n", "f": "copied by the base"})
+	for _, flags := range [][]string{{"--engine", "buildkitd"}, {"--docker-host", startDaemon(t).Host}} {
+		staging := t.TempDir()
+		p := cli(t, 0, append([]string{"build", "--to", registry, "--from", registry, "--staging-uri", staging, "--retries", "0", dir}, flags...)...)
+		require.Equal(t, map[string]string{"f": "copied by the base"}, content(t, p.refs()[0]))
+		require.Contains(t, p.stderr.String(), "# portainer: context=always")
+		require.Empty(t, staged(t, staging), "staged contexts")
+	}
+	require.NoError(t, os.Remove(filepath.Join(dir, "f")))
+	p := cli(t, 1, "build", "--to", registry, "--from", registry, "--engine", "buildkitd", dir)
+	require.Contains(t, p.stderr.String(), `"/f": not found`)
 }
 
 // TestInputsRefused checks that what cannot be meant ends before anything is started.
