@@ -232,6 +232,7 @@ func (l *ledger) provide(now time.Time, id BuildID, context *wire.Context) bool 
 		return false
 	}
 	b.task.Context = context
+	b.task.Secrets = b.task.Secrets || context.Signed
 	l.do(actSave{b})
 	l.enqueue(now, b, now)
 	l.settle(now)

@@ -102,7 +102,7 @@ func TestInputs(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			staging := t.TempDir()
-			args := append([]string{"build", "--to", registry, "--engine", "buildkitd", "--staging-uri", staging}, tt.args...)
+			args := append([]string{"build", "--to", registry, "--engine", "buildkitd", "--staging-uri", staging, "--staging-ttl", "0"}, tt.args...)
 			p := fed(t, 0, tt.stdin, args...)
 			require.Len(t, p.refs(), 1)
 			require.Equal(t, tt.want, content(t, p.refs()[0]))
@@ -132,7 +132,7 @@ func TestOnBuild(t *testing.T) {
 	dir := write(t, map[string]string{"Dockerfile": "# portainer: repository=test/triggered\nFROM base:triggers\n", "f": "copied by the base"})
 	for _, flags := range [][]string{{"--engine", "buildkitd"}, {"--docker-host", startDaemon(t).Host}} {
 		staging := t.TempDir()
-		p := cli(t, 0, append([]string{"build", "--to", registry, "--from", registry, "--staging-uri", staging, "--retries", "0", dir}, flags...)...)
+		p := cli(t, 0, append([]string{"build", "--to", registry, "--from", registry, "--staging-uri", staging, "--staging-ttl", "0", "--retries", "0", dir}, flags...)...)
 		require.Equal(t, map[string]string{"f": "copied by the base"}, content(t, p.refs()[0]))
 		require.Contains(t, p.stderr.String(), "# portainer: context=always")
 		require.Empty(t, staged(t, staging), "staged contexts")

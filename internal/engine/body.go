@@ -5,13 +5,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"sync"
 
 	"github.com/docker/docker/api/types/build"
+	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
 
 	"github.com/org/portainer"
 )
@@ -95,9 +97,13 @@ func (j *job) classicBody(ctx context.Context, opts *build.ImageBuildOptions) *b
 // The Dockerfile gets a name that nobody else has. It must not be seen by
 // COPY, and the builder drops it before the first step when .dockerignore names
 // it (docker builder/remotecontext/detect.go), so .dockerignore names it too.
-// The docker command does the same for "docker build -f -".
+// The docker command does the same for "docker build -f -". The name is always the
+// same, so that a .dockerignore that is copied does not change from build to build.
+//
+// Nothing else of .dockerignore counts: what it leaves out was left out when the
+// context was made, if it was in force then.
 func (j *job) contextWithDockerfile(ctx context.Context) *body {
-	name := ".portainer." + rand.Text() + ".Dockerfile"
+	const name = ".portainer.6GQK3WJ4ZB7XHTN2.Dockerfile"
 	b := newBody(ctx, func(ctx context.Context, w io.Writer) error {
 		tw := tar.NewWriter(w)
 		if err := addFile(tw, name, j.source); err != nil {
@@ -107,15 +113,11 @@ func (j *job) contextWithDockerfile(ctx context.Context) *body {
 		if j.cfg.Bundler != nil {
 			in := j.context(ctx)
 			err := copyTar(tw, in, func(hdr *tar.Header, r io.Reader) error {
-				if hdr.Name != ".dockerignore" || hdr.Typeflag != tar.TypeReg {
+				if path.Clean(hdr.Name) != ignoreFile || hdr.Typeflag != tar.TypeReg {
 					return errAsIs
 				}
-				data, err := io.ReadAll(r)
-				if err != nil {
-					return err
-				}
 				ignored = true
-				return addFile(tw, ".dockerignore", append(bytes.TrimRight(data, "\n"), "\n"+name+"\n"...))
+				return addRules(tw, hdr, r, name)
 			})
 			if berr := in.close(); berr != nil {
 				return berr
@@ -125,7 +127,7 @@ func (j *job) contextWithDockerfile(ctx context.Context) *body {
 			}
 		}
 		if !ignored {
-			if err := addFile(tw, ".dockerignore", []byte(name+"\n.dockerignore\n")); err != nil {
+			if err := addFile(tw, ignoreFile, []byte(name+"\n"+ignoreFile+"\n")); err != nil {
 				return err
 			}
 		}
@@ -133,6 +135,46 @@ func (j *job) contextWithDockerfile(ctx context.Context) *body {
 	})
 	b.dockerfile = name
 	return b
+}
+
+const (
+	ignoreFile = ".dockerignore"
+	// maxIgnore bounds what is read of one.
+	maxIgnore = 16 << 20
+)
+
+// addRules writes the ignore file of a context with a rule for the file called name. The
+// builder also drops the ignore file itself when that has a rule for it: as it is in
+// the context, it is to stay.
+func addRules(tw *tar.Writer, hdr *tar.Header, r io.Reader, name string) error {
+	if hdr.Size > maxIgnore {
+		return fmt.Errorf("%s of the build context is larger than %d MiB", ignoreFile, maxIgnore>>20)
+	}
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	patterns, err := ignorefile.ReadAll(bytes.NewReader(data))
+	if err != nil {
+		return fmt.Errorf("%s of the build context: %w", ignoreFile, err)
+	}
+	rules := name + "\n"
+	if dropped, err := patternmatcher.MatchesOrParentMatches(ignoreFile, patterns); err != nil {
+		return fmt.Errorf("%s of the build context: %w", ignoreFile, err)
+	} else if dropped {
+		rules += "!" + ignoreFile + "\n"
+	}
+	if len(data) > 0 && data[len(data)-1] != '\n' {
+		rules = "\n" + rules
+	}
+	data = append(data, rules...)
+	h := *hdr
+	h.Size = int64(len(data))
+	if err := tw.WriteHeader(&h); err != nil {
+		return err
+	}
+	_, err = tw.Write(data)
+	return err
 }
 
 // errAsIs is what an edit of copyTar returns for an entry it leaves alone.

@@ -113,6 +113,37 @@ func TestOnBuild(t *testing.T) {
 	}
 }
 
+// TestIgnoreFileOfClassicBuilder checks that the classic builder drops nothing of a
+// context for a .dockerignore that was not in force when the context was made, as with
+// one of the Dockerfile's own, and that a copied one does not defeat the cache.
+func TestIgnoreFileOfClassicBuilder(t *testing.T) {
+	r := theRig(t)
+	for name, rules := range map[string]string{"names itself": "*\n.dockerignore\nx\n", "all": "**", "empty": "", "no": "y\n"} {
+		t.Run(name, func(t *testing.T) {
+			log := &recorder{}
+			cfg := r.given(log)
+			cfg.Bundler = files{".dockerignore": rules, "Dockerfile": "FROM nothing\n", "x": "kept"}
+			e := open(t, cfg)
+			for range 2 {
+				res, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nCOPY . /w/\nRUN true\n"))
+				require.NoError(t, err)
+				require.Contains(t, res.Engine, "classic")
+				got := fileSystem(t, pull(t, res.Refs[0]))
+				require.Equal(t, []string{"FROM nothing\n", "kept"}, []string{got["w/Dockerfile"], got["w/x"]})
+				require.True(t, strings.HasPrefix(got["w/.dockerignore"], rules), got["w/.dockerignore"])
+				require.Len(t, got, 5, "two files of the base, three of the context: %v", got)
+			}
+			steps := 0
+			for _, ev := range log.all() {
+				if ev.Kind == portainer.EventStepDone && ev.Step.Cached && strings.Contains(ev.Step.Name, "COPY") {
+					steps++
+				}
+			}
+			require.Equal(t, 1, steps, "the second build takes the copy from the cache")
+		})
+	}
+}
+
 // TestRemoteContexts builds what the engine fetches by itself.
 func TestRemoteContexts(t *testing.T) {
 	r := theRig(t)
