@@ -47,8 +47,16 @@ for program; do
 	rootlesskit)
 		CGO_ENABLED=0 go build -trimpath -o "$new" -ldflags '-s -w' github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit
 		;;
+	dockerd)
+		# A newer one than Debian's, for "make test-docker"; no part of the bundle.
+		(
+			cd dockerd
+			CGO_ENABLED=0 go build -trimpath -o "$new" -tags 'netgo osusergo exclude_graphdriver_btrfs no_systemd' \
+				-ldflags '-s -w -X github.com/moby/moby/v2/dockerversion.Version=29.0.0-dev' github.com/moby/moby/v2/cmd/dockerd
+		)
+		;;
 	*)
-		echo "tools/build.sh: unknown program $program: it must be buildkitd, runc or rootlesskit" >&2
+		echo "tools/build.sh: unknown program $program: it must be buildkitd, runc, rootlesskit or dockerd" >&2
 		exit 2
 		;;
 	esac

@@ -247,11 +247,12 @@ func (d *dockerRun) fetchImage(ctx context.Context) error {
 // dockerPatience bounds the calls that end a container.
 const dockerPatience = time.Minute
 
-// kill ends the container; the client that runs it ends with it.
+// kill ends the container as an agent does whose --docker_stop_timeout is the default,
+// 0: it is killed at once. The client that runs it ends with it.
 func (d *dockerRun) kill() error {
 	ctx, cancel := context.WithTimeout(context.Background(), dockerPatience)
 	defer cancel()
-	return d.command(ctx, "kill", d.name).Run()
+	return d.command(ctx, "stop", "-t", "0", d.name).Run()
 }
 
 // remove removes what is left of the container.

@@ -27,7 +27,7 @@ run)
 	done
 	cd "$MESOS_DIRECTORY"
 	exec /bin/sh -c "$1";;
-kill) exit 1;;
+stop) exit 1;;
 esac
 `
 
