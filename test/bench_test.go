@@ -2,9 +2,11 @@ package test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,9 +116,13 @@ func BenchmarkDockerdReady(b *testing.B) {
 	b.ReportMetric(float64(ours)/float64(bare), "of-bare-dockerd")
 }
 
-// BenchmarkAgainstDocker builds and pushes Go's own source tree, about 150 MB,
-// with the same daemon: by portainer, and by docker build and docker push.
+// BenchmarkAgainstDocker builds and pushes Go's own source tree, about 150 MB, from
+// nothing: by portainer with each engine, from the command line to its end, and by
+// docker build and docker push.
 func BenchmarkAgainstDocker(b *testing.B) {
+	tools, err := dockertest.Tools(b.Context())
+	require.NoError(b, err)
+	b.Setenv("PATH", tools+":"+os.Getenv("PATH"))
 	tree := b.TempDir()
 	goroot, err := exec.CommandContext(b.Context(), "go", "env", "GOROOT").Output()
 	require.NoError(b, err)
@@ -125,36 +131,76 @@ func BenchmarkAgainstDocker(b *testing.B) {
 	require.NoError(b, os.WriteFile(filepath.Join(tree, "Dockerfile"), []byte(dockerfile), 0o644))
 
 	timed := func(name string, args ...string) time.Duration {
+		cmd := exec.CommandContext(b.Context(), name, args...)
+		// The builder that every docker has.
+		cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0")
 		began := time.Now()
-		out, err := exec.CommandContext(b.Context(), name, args...).CombinedOutput()
+		out, err := cmd.CombinedOutput()
 		require.NoError(b, err, "%s", out)
 		return time.Since(began)
 	}
-	// Each measurement has a daemon and a repository of its own: no layer is
-	// there before.
-	fresh := func(run func(host, image string) time.Duration) time.Duration {
+	image := func() string { return "bench/" + time.Now().Format("150405.000000") }
+	// Each measurement has a registry of its own, and those by a given daemon a daemon:
+	// no layer is there before.
+	fresh := func(run func(host, registry string) time.Duration) time.Duration {
+		r, err := dockertest.StartRegistry(b.Context(), b.TempDir())
+		require.NoError(b, err)
+		defer func() { require.NoError(b, r.Stop()) }()
 		d, err := dockertest.StartDaemon(b.Context(), b.TempDir())
 		require.NoError(b, err)
 		defer func() { require.NoError(b, d.Stop()) }()
-		return run(d.Host, "bench/"+time.Now().Format("150405.000000"))
+		return run(d.Host, r.Addr)
 	}
-	var given, own, docker time.Duration
+	ways := []string{"docker", "dockerd", "buildkitd"}
+	ours := map[string]time.Duration{}
+	var docker time.Duration
 	for b.Loop() {
-		given += fresh(func(host, image string) time.Duration {
-			return timed(program, "build", "--to", registry, "--repository", image, "--docker-host", host, tree)
-		})
-		own += fresh(func(_, image string) time.Duration {
-			return timed(program, "build", "--to", registry, "--repository", image, tree)
-		})
-		docker += fresh(func(host, image string) time.Duration {
-			ref := registry + "/" + image
+		docker += fresh(func(host, to string) time.Duration {
+			ref := to + "/" + image()
 			return timed("docker", "--host", host, "build", "--network", "host", "--tag", ref, tree) + timed("docker", "--host", host, "push", ref)
 		})
+		for _, way := range ways {
+			ours[way] += fresh(func(host, to string) time.Duration {
+				args := []string{"build", "--to", to, "--repository", image(), "--engine", way}
+				if way == "docker" {
+					args = append(args, "--docker-host", host)
+				}
+				return timed(program, append(args, tree)...)
+			})
+		}
 	}
 	n := float64(b.N)
-	b.ReportMetric(given.Seconds()/n, "s/given-daemon")
-	b.ReportMetric(own.Seconds()/n, "s/own-engine")
-	b.ReportMetric(docker.Seconds()/n, "s/docker")
-	b.ReportMetric(float64(given)/float64(docker), "given-daemon-of-docker")
-	b.ReportMetric(float64(own)/float64(docker), "own-engine-of-docker")
+	b.ReportMetric(docker.Seconds()/n, "s/docker-itself")
+	for _, way := range ways {
+		b.ReportMetric(ours[way].Seconds()/n, "s/"+way)
+		b.ReportMetric(float64(ours[way])/float64(docker), way+"-of-docker-itself")
+	}
+}
+
+// BenchmarkLogThroughput is how fast the output of one step arrives at the terminal's
+// end of portainer: through the engine, the executor's build.log, and the agent's files.
+func BenchmarkLogThroughput(b *testing.B) {
+	const size = 100_000_000
+	dir := b.TempDir()
+	line := strings.Repeat("0123456789", 9) + "012345678"
+	dockerfile := "FROM " + registry + "/busybox\nRUN yes " + line + " | head -c " + strconv.Itoa(size) + "\n"
+	require.NoError(b, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644))
+	d, err := dockertest.StartDaemon(b.Context(), b.TempDir())
+	require.NoError(b, err)
+	defer func() { require.NoError(b, d.Stop()) }()
+	var took time.Duration
+	for b.Loop() {
+		out, err := os.Create(filepath.Join(b.TempDir(), "log"))
+		require.NoError(b, err)
+		cmd := exec.CommandContext(b.Context(), program, "build", "--to", registry, "--repository", "bench/log", "--stream", "--no-cache", "--docker-host", d.Host, dir)
+		cmd.Stderr = out
+		began := time.Now()
+		require.NoError(b, cmd.Run())
+		took += time.Since(began)
+		data, err := os.ReadFile(out.Name())
+		require.NoError(b, errors.Join(err, out.Close()))
+		// Whole lines, whatever else is on the terminal.
+		require.Equal(b, size/(len(line)+1), strings.Count(string(data), line+"\n"))
+	}
+	b.ReportMetric(size/1e6*float64(b.N)/took.Seconds(), "MB/s")
 }

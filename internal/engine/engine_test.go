@@ -3,6 +3,8 @@ package engine_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -193,9 +195,17 @@ func TestFailureClasses(t *testing.T) {
 	}
 }
 
+// TestLosslessLog has a step write 20 MB as fast as it can.
 func TestLosslessLog(t *testing.T) {
 	r := theRig(t)
 	const n = 200_000
+	line := func(i int) string {
+		return fmt.Sprintf("line number %d of many, %s", i, strings.Repeat("of which each is long; ", 3))
+	}
+	want := sha256.New()
+	for i := range n {
+		fmt.Fprintln(want, line(i+1))
+	}
 	for _, w := range ways {
 		if w.by == "(buildkit)" {
 			continue // that of a daemon before 23 drops output, see TestClippedLogIsReported
@@ -204,14 +214,17 @@ func TestLosslessLog(t *testing.T) {
 			t.Parallel()
 			log := &recorder{}
 			e := open(t, r.config(t, w.kind, log))
-			_, err := e.Build(testContext(t), r.request(t, fmt.Sprintf("FROM BUSYBOX\nRUN seq 1 %d | sed 's/.*/line number & of many/'\n", n)))
+			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN seq 1 "+fmt.Sprint(n)+" | sed 's/.*/"+strings.Replace(line(0), "0", "&", 1)+"/'\n"))
 			require.NoError(t, err)
 			lines := log.lines("seq")
 			require.Len(t, lines, n)
-			for i, line := range lines {
-				if want := fmt.Sprintf("line number %d of many", i+1); line != want {
-					require.Equal(t, want, line)
-				}
+			got := sha256.New()
+			for _, line := range lines {
+				fmt.Fprintln(got, line)
+			}
+			require.Equal(t, hex.EncodeToString(want.Sum(nil)), hex.EncodeToString(got.Sum(nil)))
+			for _, ev := range log.all() {
+				require.NotEqual(t, portainer.EventGap, ev.Kind, ev.Text)
 			}
 		})
 	}
