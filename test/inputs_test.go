@@ -78,7 +78,10 @@ func TestInputs(t *testing.T) {
 	dir := write(t, map[string]string{
 		"main/f": "of the directory", "main/Dockerfile": "# portainer: repository=test/named\nFROM base\nCOPY --from=lib . /lib/\nCOPY f /\nRUN --mount=from=lib,target=/m cp /m/a /b\n",
 		"lib/a": "of lib", "lib/secret": "not to be sent", "lib/.dockerignore": "secret\n",
-		"tool/Dockerfile": "FROM busybox\n",
+		"ways/src/a.txt": "a", "ways/src/b.log": "b", "ways/src/deep/c.txt": "c", "ways/by-arg": "arg", "ways/by-env": "env",
+		"ways/Dockerfile": "# portainer: repository=test/ways\nARG WHAT=by-arg\nFROM busybox AS base\nONBUILD COPY by-env /triggered\nENV FILE=by-env\nFROM base\nARG WHAT\n" +
+			"COPY --exclude=*.log src /excluded/\nCOPY --parents src/./deep/*.txt src/**/a.txt /parents/\nCOPY $WHAT ${FILE} /vars/\n" +
+			"COPY <<one <<two /here/\nin $WHAT\none\nsecond\ntwo\nRUN --mount=type=bind,source=src/deep,target=/m <<EOF\ncat /m/c.txt >/mounted\nEOF\n",
 	})
 	tests := []struct {
 		name  string
@@ -93,6 +96,10 @@ func TestInputs(t *testing.T) {
 		{"no context", []byte("FROM scratch\nCOPY <<E /here\nout of nothing\nE\n"), []string{"--repository", "test/nothing", "-"},
 			map[string]string{"here": "out of nothing\n"}},
 		{"archive", archive.Bytes(), []string{"--file", "other.df", "-"}, map[string]string{"f": "of the archive", ".dockerignore": "f\n"}},
+		{"ways to copy", nil, []string{"--from", registry, filepath.Join(dir, "ways")}, map[string]string{
+			"triggered": "env", "excluded/a.txt": "a", "excluded/deep/c.txt": "c", "parents/deep/c.txt": "c", "parents/src/a.txt": "a",
+			"vars/by-arg": "arg", "vars/by-env": "env", "here/one": "in by-arg\n", "here/two": "second\n", "mounted": "c",
+		}},
 		{"git", nil, []string{"--repository", "test/git", git.URL + "/app.git#v1:sub"}, map[string]string{"f": "of git"}},
 		{"git with a Dockerfile from here", []byte("REPOSITORY test/here\nFROM scratch\nCOPY f /mine\n"), []string{"--context", git.URL + "/app.git#v1:sub", "-"},
 			map[string]string{"mine": "of git"}},
