@@ -41,7 +41,8 @@ type Request struct {
 
 	// Registry is the host, or host:port, to push to, and Repository the path
 	// below it ("team/app"). They default to the metadata of the Dockerfile;
-	// Registry then to Config.Registry. Both are required in the end.
+	// Registry then to Config.Registry. Both are required in the end, unless the
+	// image is not pushed.
 	Registry, Repository string
 	// Tags are the tags to push. None means "latest".
 	Tags []string
@@ -103,6 +104,12 @@ type Request struct {
 	// Options are what few builds ask for.
 	Options Options
 
+	// Outputs are what the image is written to. None means that it is pushed to
+	// its registry; otherwise it is pushed only if one is an OutputRegistry, and
+	// else needs no Registry, Repository or Tags. What is no registry travels
+	// through the staging bucket, which agents must then be able to write.
+	Outputs []Output
+
 	// Constraints say on which agents the build may run.
 	Constraints []Constraint
 
@@ -111,18 +118,26 @@ type Request struct {
 	Resources Resources
 }
 
-// A Result describes an image that was built and pushed.
+// A Result describes an image that was built and written to its outputs.
 type Result struct {
 	ID       BuildID
-	Image    string   // "<registry>/<repository>"
-	Digest   string   // digest of the pushed manifest, "sha256:<64 hex digits>", as the registry reported it
-	Refs     []string // "<registry>/<repository>:<tag>@<digest>", in the order of Request.Tags
+	Image    string   // "<registry>/<repository>"; "" if it was neither pushed nor named
+	Digest   string   // digest of the manifest, "sha256:<64 hex digits>", as the registry reported it if it was pushed; "" if none was made
+	Refs     []string // "<registry>/<repository>:<tag>@<digest>", in the order of Request.Tags; none if it was not pushed
 	Engine   string   // what built it, such as "dockerd 20.10.24 (buildkit)"
 	Agent    AgentID  // where the successful attempt ran; "" if no cluster was involved
 	Hostname string   // that agent's
 	Attempts int      // launches it took, at least 1
 	Started  time.Time
 	Finished time.Time // both by the clock of the machine that built it
+
+	// ConfigDigest is the digest of the image's configuration, which docker calls
+	// its ID; "" if there are several, or none.
+	ConfigDigest string
+	// Descriptor is that of the manifest, as far as the engine tells it.
+	Descriptor Descriptor
+	// Outputs are those that were written here, in the order of Request.Outputs.
+	Outputs []Written
 }
 
 // A Phase says how far a build had got.
@@ -138,6 +153,7 @@ const (
 	PhaseFetch  Phase = "fetch"  // reading the staged context on the agent
 	PhaseBuild  Phase = "build"  // running the Dockerfile
 	PhasePush   Phase = "push"   // pushing to the registry
+	PhaseOutput Phase = "output" // writing outputs: to the staging bucket, and from there
 )
 
 // Build reads the Dockerfile, stages the context, waits for an offer, and
@@ -170,7 +186,7 @@ func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 // follow hands on what happens to a build until it is over. stage is nil for one of an
 // earlier life.
 func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *mailbox, stage func()) (*Result, error) {
-	w := &follower{files: f.files, sink: f.cfg.Logs, build: id, image: image}
+	w := &follower{files: f.files, sink: f.cfg.Logs, build: id, image: image, deliver: f.deliver}
 	if f.state != nil {
 		mark, err := f.state.openMark(id)
 		if err != nil {

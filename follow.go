@@ -23,6 +23,8 @@ type notice struct {
 	stage  bool       // the context is needed after all
 	result *Result    // the build is over
 	err    error      // likewise
+
+	delivery *delivery // goes with result; nil if nothing is to be fetched
 }
 
 // A logSource is where the log of an attempt is.
@@ -102,6 +104,9 @@ type follower struct {
 	build BuildID
 	image string
 	mark  *logMark // nil without a state directory
+
+	// deliver writes what a build has put into the staging bucket.
+	deliver func(ctx context.Context, d *delivery, told func(text string)) ([]Written, *BuildError)
 
 	source *logSource // nil when no log is followed
 	offset int64      // behind the last whole frame handed on
@@ -263,6 +268,30 @@ func (w *follower) readToEnd(ctx context.Context, size int64) error {
 	return nil
 }
 
+// bring writes the outputs of a build that has succeeded and returns what then is to
+// be told.
+func (w *follower) bring(ctx context.Context, n notice) notice {
+	told := func(text string) {
+		ev := n.event
+		ev.Build, ev.Image, ev.Kind, ev.Time, ev.Text = w.build, w.image, EventInfo, time.Now(), text
+		w.sink.HandleEvent(ctx, ev)
+	}
+	written, failure := w.deliver(ctx, n.delivery, told)
+	if failure != nil {
+		failure.ID, failure.Image = w.build, w.image
+		failure.Agent, failure.Hostname, failure.Attempt = n.result.Agent, n.result.Hostname, n.result.Attempts
+		n.result, n.err = nil, failure
+		if n.event.Kind != "" {
+			n.event.Kind, n.event.Time, n.event.Err = EventFailed, time.Now(), failure
+		}
+		return n
+	}
+	whole := *n.result // the ledger's own stays as it is
+	whole.Outputs = written
+	n.result = &whole
+	return n
+}
+
 // run handles the build's notices and log until it is over. The loop ends every
 // build before it stops, so there is always a last notice. When ctx is done, run
 // calls cancel once and waits for the notice that follows. stage stages the context when
@@ -273,6 +302,9 @@ func (w *follower) run(ctx context.Context, box *mailbox, stage, cancel func()) 
 		for _, n := range box.take() {
 			if n.logEnd != nil {
 				w.drain(ctx, *n.logEnd)
+			}
+			if n.result != nil && n.delivery != nil {
+				n = w.bring(ctx, n)
 			}
 			if n.event.Kind != "" {
 				w.sink.HandleEvent(ctx, n.event)

@@ -103,6 +103,7 @@ type buildSpec struct {
 	maxAttempts int
 	oomRetryMB  float64 // memory of the one attempt after an OOM; 0 means none
 	task        wire.Task
+	outputs     []Output
 	// onDemand tells that there is a context which was not staged, because the
 	// Dockerfile takes nothing from it.
 	onDemand bool
@@ -127,6 +128,7 @@ type build struct {
 	done      bool
 	result    *Result     // when done, this
 	failure   *BuildError // or that
+	delivered []wire.Delivered
 }
 
 // A lease is the right of one attempt to write the tags of its build. It ends by

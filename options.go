@@ -74,6 +74,7 @@ func (e Engine) Check(req Request) error {
 		AddHosts:   req.AddHosts,
 		Options:    wire.Options(req.Options),
 		SSH:        slices.Sorted(maps.Keys(req.SSH)),
+		Outputs:    wireOutputs(req.Outputs),
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrInvalid, req.Dockerfile, err)
@@ -83,12 +84,12 @@ func (e Engine) Check(req Request) error {
 
 // able reports what no builder that task may get can do.
 func able(task *wire.Task) error {
-	if err := errors.Join(ability.CheckRun(task.Network, task.AddHosts), ability.Check(task.Options)); err != nil {
+	if err := errors.Join(ability.CheckRun(task.Network, task.AddHosts), ability.Check(task.Options), ability.CheckOutputs(task)); err != nil {
 		return err
 	}
 	asked := ability.Build{
 		Script: script.Read(task.Dockerfile), Options: task.Options, Remote: task.Remote, OwnText: len(task.Dockerfile) > 0,
-		SSH: task.SSH,
+		SSH: task.SSH, Outputs: task.Outputs,
 	}
 	for _, r := range task.Registries {
 		if len(r.Mirrors) > 0 {

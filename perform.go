@@ -146,10 +146,17 @@ func (l *loop) notifyEnded(actions []action) {
 	}
 }
 
-// release removes the staged context of b, if no other build uses it.
+// release removes the staged context of b, if no other build uses it, and what its
+// attempts have written, but for what is about to be fetched.
 func (l *loop) release(b *build) {
 	l.f.unstage(&b.task)
-	l.cleanup.Go(func() { l.f.sweepStaging(l.cleanupCtx, b.id) })
+	d := b.delivery()
+	l.cleanup.Go(func() {
+		l.f.sweepStaging(l.cleanupCtx, b.id)
+		if d != nil {
+			l.f.removeOutputs(l.cleanupCtx, d, d.keep())
+		}
+	})
 }
 
 // drop forgets a build that the ledger has done with. Its record stays until its

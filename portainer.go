@@ -28,6 +28,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -197,6 +198,9 @@ type Config struct {
 	Bundler ContextBundler // nil means DirBundler{}
 	Matcher OfferMatcher   // nil means Spread{}
 	Logs    LogSink        // nil discards build output
+
+	// Stdout is where outputs go whose Dest is "-". Nil refuses them.
+	Stdout io.Writer
 
 	// Logger receives the framework's own log. Nil discards it: a library is
 	// silent unless asked. Build output never goes here.

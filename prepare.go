@@ -104,12 +104,18 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	}
 	spec.constraints = slices.Concat(f.cfg.Constraints, req.Constraints)
 	f.fill(&spec.task, req, file.Metadata())
-	spec.image = spec.task.Registry + "/" + spec.task.Repository
+	if err := f.planOutputs(&spec.task, req.Outputs); err != nil {
+		return nil, file, err
+	}
+	spec.outputs = cloneOutputs(req.Outputs)
+	if spec.task.Repository != "" || req.Pushes() {
+		spec.image = strings.TrimPrefix(spec.task.Registry+"/"+spec.task.Repository, "/")
+	}
 	wanted := Resources{
 		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: cmp.Or(req.Resources.GPUs, f.cfg.Resources.GPUs),
 	}
 	spec.resources = wanted.Add(executorShare)
-	if err := checkNames(&spec.task, spec.file); err != nil {
+	if err := checkNames(&spec.task, spec.file, req.Pushes()); err != nil {
 		return nil, file, err
 	}
 	if err := checkAmounts(wanted); err != nil {
@@ -216,6 +222,10 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		MemMB:      cmp.Or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
 		DiskMB:     cmp.Or(req.Resources.DiskMB, cfg.Resources.DiskMB),
 	}
+	if task.Repository == "" && !req.Pushes() {
+		task.Registry = "" // the image has no name
+		return
+	}
 	if len(task.Tags) == 0 {
 		task.Tags = []string{"latest"}
 	}
@@ -237,15 +247,25 @@ func checkAmounts(r Resources) error {
 // validAmount reports whether v is a number that is not negative.
 func validAmount(v float64) bool { return v >= 0 && !math.IsInf(v, 0) }
 
-// checkNames checks what becomes a reference.
-func checkNames(task *wire.Task, file string) error {
+// checkNames checks what becomes a reference. An image that is not pushed need not have
+// one.
+func checkNames(task *wire.Task, file string, pushes bool) error {
+	if task.Repository == "" && !pushes {
+		if len(task.Tags) > 0 {
+			return fmt.Errorf("%s: a tag needs a repository: give one with the request (--repository)", file)
+		}
+		return nil
+	}
 	if task.Repository == "" {
 		return fmt.Errorf("%s: no repository to push to: add \"# portainer: repository=team/app\" or a REPOSITORY instruction, or give one with the request (--repository)", file)
 	}
-	if task.Registry == "" {
+	if task.Registry == "" && pushes {
 		return fmt.Errorf("%s: no registry to push to: add \"# portainer: registry=host:port\" or a REGISTRY instruction, or give one with the request (--to)", file)
 	}
-	name := task.Registry + "/" + task.Repository
+	name := strings.TrimPrefix(task.Registry+"/"+task.Repository, "/")
+	if task.Registry == "" {
+		return checkLocalName(task, file, name)
+	}
 	named, err := reference.ParseNamed(name)
 	if err != nil {
 		return fmt.Errorf("%s: %q cannot be pushed to: %w", file, name, err)
@@ -261,13 +281,25 @@ func checkNames(task *wire.Task, file string) error {
 	return nil
 }
 
+// checkLocalName checks the name of an image that is not pushed.
+func checkLocalName(task *wire.Task, file, name string) error {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil || !reference.IsNameOnly(named) {
+		return fmt.Errorf("%s: %q is no name of an image: it must be a path without tag or digest", file, name)
+	}
+	for _, tag := range task.Tags {
+		if _, err := reference.WithTag(named, tag); err != nil {
+			return fmt.Errorf("%s: tag %q: %w", file, tag, err)
+		}
+	}
+	return nil
+}
+
 // insecure lists the registries of a build.
 func insecure(registry, from string) []string {
 	host, _, _ := strings.Cut(from, "/")
-	if host == "" || host == registry {
-		return []string{registry}
-	}
-	return []string{registry, host}
+	list := slices.Compact([]string{registry, host})
+	return slices.DeleteFunc(list, func(r string) bool { return r == "" })
 }
 
 // sweepTimeout bounds how long the removal of staged contexts is waited for.

@@ -14,10 +14,10 @@ func (l *ledger) restore(now time.Time, records []record) {
 			buildSpec: buildSpec{
 				id: r.ID, image: r.Image, file: r.File, resources: r.Resources,
 				constraints: r.Constraints, registries: r.Registries,
-				maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, ownSecrets: r.OwnSecrets, task: r.Task,
+				maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, ownSecrets: r.OwnSecrets, task: r.Task, outputs: r.Outputs,
 			},
 			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, oomRaised: r.OOMRaised,
-			restored: true, lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result,
+			restored: true, lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result, delivered: r.Delivered,
 		}
 		if r.Failure != nil {
 			b.failure = r.buildError()
@@ -28,7 +28,7 @@ func (l *ledger) restore(now time.Time, records []record) {
 		}
 		switch {
 		case b.done:
-			l.notice(b, notice{result: b.result, err: asError(b.failure)})
+			l.notice(b, notice{result: b.result, err: asError(b.failure), delivery: b.delivery()})
 		case b.current == nil:
 			l.enqueue(now, b, now)
 		}

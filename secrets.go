@@ -52,11 +52,14 @@ type CredentialsFunc func(ctx context.Context, registries ...string) (map[string
 const credentialsTimeout = 30 * time.Second
 
 // registriesOf lists the registries that a build speaks to: the one it pushes to,
-// and those of its base images, its cache, its further contexts and its tools. Of a
-// Dockerfile that cannot be read here it is only known that what names no registry
-// comes from docker.io.
+// if it does, and those of its base images, its cache, its further contexts and its
+// tools. Of a Dockerfile that cannot be read here it is only known that what names no
+// registry comes from docker.io.
 func registriesOf(registry, from string, file *dockerfile.File, req *Request) []string {
-	registries := []string{registry}
+	var registries []string
+	if registry != "" {
+		registries = append(registries, registry)
+	}
 	if host, _, _ := strings.Cut(from, "/"); host != "" {
 		registries = append(registries, host)
 	}

@@ -54,6 +54,7 @@ type record struct {
 	OOMRetryMB  float64         `json:"oom_retry_mb,omitempty"`
 	OwnSecrets  bool            `json:"own_secrets,omitempty"`
 	Task        wire.Task       `json:"task"`
+	Outputs     []Output        `json:"outputs,omitempty"`
 	Submitted   time.Time       `json:"submitted"`
 	Launches    int             `json:"launches"`
 	Counted     int             `json:"counted"`
@@ -63,6 +64,8 @@ type record struct {
 	Done        bool            `json:"done,omitempty"`
 	Result      *Result         `json:"result,omitempty"`
 	Failure     *failureRecord  `json:"failure,omitempty"`
+
+	Delivered []wire.Delivered `json:"delivered,omitempty"`
 }
 
 // An attemptRecord is an attempt in the state.
@@ -272,7 +275,7 @@ func (b *build) record() record {
 	r := record{
 		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, Registries: b.registries,
 		MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB, OwnSecrets: b.ownSecrets, Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, OOMRaised: b.oomRaised,
-		Lease: b.lease, Done: b.done, Result: b.result,
+		Lease: b.lease, Done: b.done, Result: b.result, Outputs: b.outputs, Delivered: b.delivered,
 	}
 	for _, at := range b.live {
 		r.Attempts = append(r.Attempts, attemptRecord{

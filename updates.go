@@ -166,9 +166,11 @@ func (l *ledger) succeed(now time.Time, at *attempt, o *wire.Outcome) {
 	b.result = &Result{
 		ID: b.id, Image: b.image, Digest: o.Digest, Refs: o.Refs, Engine: o.Engine,
 		Agent: at.agent, Hostname: at.hostname, Attempts: at.n, Started: o.Started, Finished: o.Ended,
+		ConfigDigest: o.ConfigDigest, Descriptor: Descriptor(o.Descriptor),
 	}
+	b.delivered = o.Outputs
 	l.finish(b)
-	l.notice(b, notice{event: event(now, b, at, EventSucceeded), result: b.result})
+	l.notice(b, notice{event: event(now, b, at, EventSucceeded), result: b.result, delivery: b.delivery()})
 	l.release(b)
 }
 

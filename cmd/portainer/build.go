@@ -29,6 +29,7 @@ type buildCommand struct {
 
 	file     string
 	options  optionFlags
+	outputs  outputFlags
 	target   string
 	args     []string
 	labels   []string
@@ -56,7 +57,8 @@ archive that the engine fetches by itself, and - for standard input: a Dockerfil
 or an archive of a whole context. With --file the argument is the context, as in
 docker build. The references that were pushed
 go to standard output, one a line: host:port/repository:tag@digest. Everything
-else goes to standard error.
+else goes to standard error; so do the references when an --output takes the
+standard output.
 
 A Dockerfile can say where its image goes and what its build needs, in a comment:
 
@@ -104,6 +106,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.BoolVar(&b.pull, "pull", false, "ask the registry for base images even when the engine has them")
 
 	b.options.addFlags(f)
+	b.outputs.addFlags(f)
 	b.addFlags(f)
 	f.SetNormalizeFunc(normalizeFlag)
 	return cmd, b
@@ -157,6 +160,10 @@ func (b *buildCommand) build(ctx context.Context, files []string) error {
 
 // jobs reads the Dockerfiles and makes a job of each. Every bad one is reported.
 func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]*job, error) {
+	outputs, err := b.outputs.list(len(files))
+	if err != nil {
+		return nil, err
+	}
 	args, err := b.buildArgs()
 	if err != nil {
 		return nil, err
@@ -207,7 +214,7 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 			continue
 		}
 		file = given.name
-		req, err := b.request(given)
+		req, err := b.request(given, outputs)
 		if err != nil {
 			problems = append(problems, err)
 			continue
@@ -217,15 +224,20 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 			problems = append(problems, err)
 			continue
 		}
-		name := req.Registry + "/" + req.Repository
-		if other, twice := taken[name]; twice {
+		name := strings.TrimPrefix(req.Registry+"/"+req.Repository, "/")
+		if req.Repository == "" {
+			name = ""
+		}
+		if other, twice := taken[name]; twice && req.Pushes() {
 			problems = append(problems, usagef("%s and %s would both be pushed to %s: give them different repositories", other, file, name))
 			continue
 		}
 		taken[name] = file
 		jobs = append(jobs, &job{file: file, image: name, build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
-			if err := logins.checkPush(ctx, b.globals, registries, req); err != nil {
-				return nil, err
+			if req.Pushes() {
+				if err := logins.checkPush(ctx, b.globals, registries, req); err != nil {
+					return nil, err
+				}
 			}
 			return f.Build(ctx, req)
 		}})
@@ -238,7 +250,7 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 
 // request makes the request of one Dockerfile. What a flag says explicitly wins
 // over the Dockerfile's metadata, and that over the environment.
-func (b *buildCommand) request(in input) (portainer.Request, error) {
+func (b *buildCommand) request(in input, outputs []portainer.Output) (portainer.Request, error) {
 	var meta dockerfile.Metadata
 	if in.source != nil {
 		parsed, err := dockerfile.Parse(in.name, in.source)
@@ -263,6 +275,7 @@ func (b *buildCommand) request(in input) (portainer.Request, error) {
 		AddHosts:   slices.Clone(b.addHosts),
 		NoCache:    b.noCache,
 		Pull:       b.pull,
+		Outputs:    outputs,
 	}
 	if b.explicit("build-cpu") || meta.CPUs == 0 {
 		req.Resources.CPUs = b.cpus
@@ -270,6 +283,9 @@ func (b *buildCommand) request(in input) (portainer.Request, error) {
 	req.Resources.DiskMB = float64(b.disk)
 	if b.explicit("build-mem") || meta.MemMB == 0 {
 		req.Resources.MemMB = float64(b.mem)
+	}
+	if !req.Pushes() {
+		return req, nil
 	}
 	if req.Registry == "" {
 		return req, fmt.Errorf("%s: no registry to push to: give --to HOST[:PORT]%s", in.name, in.hint("registry", "HOST"))

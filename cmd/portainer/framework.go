@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,7 +140,7 @@ const maxNamed = 3
 func frameworkName(jobs []*job) string {
 	var images []string
 	for _, j := range jobs[:min(len(jobs), maxNamed)] {
-		images = append(images, j.image)
+		images = append(images, cmp.Or(j.image, j.file))
 	}
 	name := "portainer: " + strings.Join(images, ", ")
 	if more := len(jobs) - maxNamed; more > 0 {
@@ -252,6 +253,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		Registries:      registries,
 		Bundler:         c.content.bundler(c.env),
 		Logs:            show,
+		Stdout:          c.stdout,
 		Logger:          c.logger,
 	})
 	if err != nil {
@@ -305,8 +307,12 @@ func (c *frameworkCommand) tell(ctx context.Context, framework *portainer.Framew
 	defer c.telling.Unlock()
 	switch {
 	case j.err == nil:
+		to := c.stdout
+		if toStdout(j.result.Outputs) {
+			to = c.stderr
+		}
 		for _, ref := range j.result.Refs {
-			fmt.Fprintln(c.stdout, ref)
+			fmt.Fprintln(to, ref)
 		}
 	case ctx.Err() != nil || ofFramework(j.err):
 		return // there is one reason for all of them

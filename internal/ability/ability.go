@@ -64,7 +64,8 @@ type Build struct {
 	// Mirrored are the registries that have mirrors.
 	Mirrored []string
 	// SSH are the ids of ssh agents.
-	SSH []string
+	SSH     []string
+	Outputs []wire.Output
 }
 
 // An Ability is something that not every builder can do.
@@ -123,6 +124,16 @@ var Table = []Ability{
 		func(b *Build) bool {
 			return slices.ContainsFunc(b.Mirrored, func(host string) bool { return host != "docker.io" })
 		}},
+	{"output type=docker", []Builder{Classic, OldBuildKit, DockerBuildKit, Standalone},
+		func(b *Build) bool { return b.writes("docker") }},
+	{"output type=tar, type=local", []Builder{OldBuildKit, DockerBuildKit, Standalone},
+		func(b *Build) bool { return b.writes("tar") }},
+	{"output type=oci", []Builder{Standalone},
+		func(b *Build) bool { return b.writes("oci") }},
+	{"attributes of an output", []Builder{Standalone},
+		func(b *Build) bool {
+			return slices.ContainsFunc(b.Outputs, func(o wire.Output) bool { return len(o.Attrs) > 0 })
+		}},
 	{"squash (a daemon in experimental mode)", []Builder{Classic},
 		func(b *Build) bool { return b.Options.Squash }},
 }
@@ -134,6 +145,11 @@ func inDirectory(remote string) bool {
 	_, dir, _ := strings.Cut(fragment, ":")
 	_, query, _ := strings.Cut(url, "?")
 	return dir != "" || slices.ContainsFunc(strings.Split(query, "&"), func(s string) bool { return strings.HasPrefix(s, "subdir=") })
+}
+
+// writes reports whether one of the outputs is of that type.
+func (b *Build) writes(what string) bool {
+	return slices.ContainsFunc(b.Outputs, func(o wire.Output) bool { return o.Type == what })
 }
 
 // notInline reports whether a place of cache is another than the image itself.

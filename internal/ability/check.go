@@ -2,6 +2,7 @@ package ability
 
 import (
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -52,6 +53,19 @@ func CheckRun(network string, addHosts []string) error {
 	for _, h := range addHosts {
 		if _, _, ok := strings.Cut(h, ":"); !ok {
 			return fmt.Errorf("add-host %q: it must be name:address", h)
+		}
+	}
+	return nil
+}
+
+// CheckOutputs finds outputs that no builder writes.
+func CheckOutputs(t *wire.Task) error {
+	for _, o := range t.Outputs {
+		if o.Type == "docker" && len(t.Options.Platforms) > 1 {
+			return errors.New("output type=docker: docker load takes an image for one platform: use type=oci for several platforms")
+		}
+		if o.Type == "docker" && (t.Options.Provenance != "" || t.Options.SBOM != "") {
+			return errors.New("output type=docker: docker load takes no attestations: use type=oci with provenance and sbom")
 		}
 	}
 	return nil

@@ -22,7 +22,8 @@ type attempt struct {
 	secrets *seal.Receiver     // nil if the task needs none
 	ssh     *sshforward.Remote // nil with secrets
 
-	engine Engine // nil until it is open and after close
+	engine  Engine   // nil until it is open and after close
+	outputs *outputs // nil if there are none
 }
 
 // run builds and pushes the image. The caller closes the attempt in any case.
@@ -35,6 +36,8 @@ func (a *attempt) run(ctx context.Context) *wire.Outcome {
 		outcome = failure(ctx, err)
 	default:
 		outcome.Digest, outcome.Refs, outcome.Engine = res.Digest, res.Refs, res.Engine
+		outcome.ConfigDigest, outcome.Descriptor = res.ConfigDigest, wire.Descriptor(res.Descriptor)
+		outcome.Outputs = a.outputs.delivered()
 		for _, ref := range res.Refs {
 			a.info(ctx, "pushed %s", ref)
 		}
@@ -58,11 +61,22 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		return nil, err
 	}
 	defer staged.close()
+	outputs, closeOutputs, err := openOutputs(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := closeOutputs(); err != nil {
+			a.cfg.Logger.Warn("staging bucket not closed", "err", err)
+		}
+	}()
+	a.outputs = outputs
 	began := time.Now()
 	cfg, err := a.engineConfig(ctx, staged)
 	if err != nil {
 		return nil, err
 	}
+	cfg.Save = outputs.save()
 	eng, err := a.cfg.OpenEngine(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -91,6 +105,7 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 		NoCache:    t.NoCache,
 		Pull:       t.Pull,
 		Options:    a.options(secrets),
+		Outputs:    outputsOf(t),
 		Resources:  portainer.Resources{CPUs: t.CPUs, MemMB: t.MemMB, DiskMB: t.DiskMB},
 	})
 }

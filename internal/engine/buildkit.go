@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -74,12 +75,20 @@ func (b *buildKit) name() string { return "buildkitd " + b.version }
 func (b *buildKit) guard() guard { return b.guards }
 
 // build implements backend.
-func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
+func (b *buildKit) build(ctx context.Context, j *job) (*built, error) {
 	if _, err := j.choose([]ability.Builder{ability.Standalone}, b.name()); err != nil {
-		return "", "", err
+		return nil, err
 	}
 	if err := b.checkRegistries(); err != nil {
-		return "", "", err
+		return nil, err
+	}
+	j.archives = !takesTrees(b.version)
+	made := &built{by: b.name()}
+	if err := j.export(ctx, b.c, j.req.Network, j.exported(false), made); err != nil {
+		return nil, err
+	}
+	if !j.req.Pushes() {
+		return made, nil
 	}
 	export := bk.ExportEntry{Type: bk.ExporterImage, Attrs: map[string]string{
 		"name":   strings.Join(j.refs, ","),
@@ -96,29 +105,29 @@ func (b *buildKit) build(ctx context.Context, j *job) (digest, builtBy string, e
 		}
 	}
 	exportOptions(j.req.Options, export.Attrs)
-	j.archives = !takesTrees(b.version)
+	maps.Copy(export.Attrs, j.registryAttrs())
 	// It pushes as part of the build, so it must be allowed to before it begins.
 	ctx, release, err := j.cfg.permit(ctx)
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
 	defer release()
 	var resp map[string]string
 	err = j.persist(ctx, func(again bool) (err error) {
-		resp, err = j.solve(ctx, b.c, j.req.Network, []bk.ExportEntry{export}, again)
+		resp, err = j.solve(ctx, b.c, j.req.Network, []bk.ExportEntry{export}, again || j.solved)
 		return err
 	})
 	if err != nil {
-		return "", "", unpermitted(ctx, b.explain(err))
+		return nil, unpermitted(ctx, b.explain(err))
 	}
-	digest = resp["containerimage.digest"]
-	if digest == "" {
-		return "", "", failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("the buildkit daemon at %s did not say what it has pushed", b.addr))
+	made.learn(resp)
+	if made.digest == "" {
+		return nil, failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("the buildkit daemon at %s did not say what it has pushed", b.addr))
 	}
 	done := j.report.begin("pushed "+j.image, 0, time.Time{})
-	done.write([]byte(digest+"\n"), false, time.Time{})
+	done.write([]byte(made.digest+"\n"), false, time.Time{})
 	done.done("", time.Time{})
-	return digest, b.name(), nil
+	return made, nil
 }
 
 // treesSince is the first minor release of BuildKit 0 that leaves the times of a

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,34 +145,57 @@ func (d *docker) network(want string) string {
 func (d *docker) guard() guard { return d.guards }
 
 // build implements backend.
-func (d *docker) build(ctx context.Context, j *job) (digest, builtBy string, err error) {
-	b, err := j.choose(d.builders(j), fmt.Sprintf("the docker daemon at %s, version %s,", d.host, d.version))
+func (d *docker) build(ctx context.Context, j *job) (*built, error) {
+	builder, err := j.choose(d.builders(j), fmt.Sprintf("the docker daemon at %s, version %s,", d.host, d.version))
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
+	// Some of the BuildKits that are in Docker change the times of a tree's directories.
+	j.archives = true
+	b := &built{by: d.called("buildkit")}
+	exports := j.exported(true)
+	needed := len(exports) < len(j.req.Outputs) || len(j.req.Outputs) == 0 // an image in the daemon
 	var image string
 	if err := d.checkRegistries(ctx, j); err != nil {
-		return "", "", err
+		return nil, err
 	}
-	if b == ability.Classic {
-		builtBy = d.called("classic")
-		image, err = d.classic(ctx, j)
-	} else {
-		builtBy = d.called("buildkit")
-		if b == ability.OldBuildKit {
-			why := "the classic builder cannot do it"
-			if j.remoteDockerfile() {
-				why = "its Dockerfile, which is elsewhere, may need it"
-			}
-			j.report.info("built by BuildKit because %s; this daemon's BuildKit drops output beyond 200 KiB a second", why)
+	if builder == ability.OldBuildKit {
+		why := "the classic builder cannot do it"
+		if j.remoteDockerfile() {
+			why = "its Dockerfile, which is elsewhere, may need it"
 		}
-		image, err = d.solve(ctx, j)
+		j.report.info("built by BuildKit because %s; this daemon's BuildKit drops output beyond 200 KiB a second", why)
+	}
+	switch {
+	case builder == ability.Classic:
+		b.by = d.called("classic")
+		image, err = d.classic(ctx, j)
+		b.config = image
+	case needed:
+		image, err = d.solve(ctx, j, b)
 	}
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
-	digest, err = d.push(ctx, j, image)
-	return digest, builtBy, err
+	if needed {
+		defer d.dismiss(ctx, image)
+	}
+	if err := j.export(ctx, d.bk, d.network(j.req.Network), exports, b); err != nil || !needed {
+		return b, err
+	}
+	// An image that loses its only name is gone, so it keeps them to the end.
+	restore, err := d.nameImage(ctx, j, image)
+	if err != nil {
+		return nil, err
+	}
+	defer restore()
+	if err := d.saveImages(ctx, j, image); err != nil {
+		return nil, err
+	}
+	if j.req.Pushes() {
+		b.digest, err = d.push(ctx, j)
+	}
+	return b, err
 }
 
 // builders returns what the daemon builds j with, the preferred first.
@@ -188,13 +212,13 @@ func (d *docker) builders(j *job) []ability.Builder {
 }
 
 // solve builds j with the daemon's BuildKit and returns the image's ID.
-func (d *docker) solve(ctx context.Context, j *job) (image string, err error) {
-	// Some of those that are in Docker change the times of a tree's directories.
-	j.archives = true
+func (d *docker) solve(ctx context.Context, j *job, b *built) (image string, err error) {
 	resp, err := j.solve(ctx, d.bk, d.network(j.req.Network), []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{}}}, false)
 	if err != nil {
 		return "", err
 	}
+	// Images that containerd stores are known by the digest of their manifest.
+	b.config = cmp.Or(resp["containerimage.config.digest"], resp["containerimage.digest"])
 	for _, key := range []string{"containerimage.digest", "containerimage.config.digest"} {
 		if id := resp[key]; id != "" {
 			return id, nil

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -69,6 +70,9 @@ type Config struct {
 	// written, and waits until that is allowed. The push is broken off when the
 	// context that it returns is done; release is called after the push.
 	Permit PermitFunc
+
+	// Save keeps outputs that are no registry. nil means that there are none.
+	Save SaveFunc
 
 	// Bundler writes the build context. nil means that builds have none: the
 	// engine gets the Dockerfile alone.
@@ -126,9 +130,8 @@ var _ portainer.Builder = (*Engine)(nil)
 type backend interface {
 	// name is what built an image: program, version, builder.
 	name() string
-	// build builds j and pushes every tag. It returns the digest of the pushed
-	// manifest and what built it.
-	build(ctx context.Context, j *job) (digest, builtBy string, err error)
+	// build builds j, writes its outputs, and pushes every tag last.
+	build(ctx context.Context, j *job) (*built, error)
 	// guard is what watches over the builds; nil if nothing can.
 	guard() guard
 	// close stops what was started and removes what was made.
@@ -177,9 +180,9 @@ func (e *Engine) Name() string { return e.backend.name() }
 // Why says for what reason it is this kind of engine.
 func (e *Engine) Why() string { return e.why }
 
-// Build implements portainer.Builder: it builds the image, pushes every tag and
-// returns the digest that the registry knows it by. Every error is a
-// *portainer.BuildError.
+// Build implements portainer.Builder: it builds the image, gives outputs to
+// Config.Save, pushes every tag and returns the digest that the registry knows it by.
+// Every error is a *portainer.BuildError.
 func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.Result, error) {
 	started := time.Now()
 	j, err := newJob(ctx, e.cfg, req)
@@ -190,9 +193,11 @@ func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.R
 	if g := e.backend.guard(); g != nil {
 		watch = g.watch()
 	}
-	j.probe = newProbe(ctx, j)
-	digest, by, err := e.backend.build(ctx, j)
-	j.probe.end()
+	if req.Pushes() {
+		j.probe = newProbe(ctx, j)
+		defer j.probe.end()
+	}
+	b, err := e.backend.build(ctx, j)
 	short := watch()
 	if err != nil {
 		err = short.explain(err, j.report.lastWords())
@@ -201,14 +206,19 @@ func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.R
 	res := &portainer.Result{
 		ID:       req.ID,
 		Image:    j.image,
-		Digest:   digest,
-		Engine:   by,
+		Digest:   b.digest,
+		Engine:   b.by,
 		Attempts: 1,
 		Started:  started,
 		Finished: time.Now(),
+
+		ConfigDigest: b.config,
+		Descriptor:   b.descriptor,
 	}
-	for _, ref := range j.refs {
-		res.Refs = append(res.Refs, ref+"@"+digest)
+	if j.req.Pushes() {
+		for _, ref := range j.refs {
+			res.Refs = append(res.Refs, ref+"@"+b.digest)
+		}
 	}
 	return res, nil
 }
@@ -226,13 +236,14 @@ func (e *Engine) Close(ctx context.Context) error {
 type job struct {
 	cfg    Config
 	req    portainer.Request
-	image  string         // "<registry>/<repository>"
-	refs   []string       // "<registry>/<repository>:<tag>", at least one
+	image  string         // "<registry>/<repository>"; "" if it has no name
+	refs   []string       // "<registry>/<repository>:<tag>", at least one unless it has no name
 	file   string         // what messages call the Dockerfile
 	source []byte         // its text
 	script *script.Script // what it says
 	report *reporter
 	probe  *probe // of the registry that is pushed to
+	solved bool   // BuildKit has built it: what is exported further comes from its cache
 
 	archives bool // contexts are sent to BuildKit as archives, see errUnlike
 }
@@ -244,16 +255,18 @@ func (j *job) remoteDockerfile() bool { return j.req.Remote != "" && len(j.req.S
 // newJob checks req and reads its Dockerfile.
 func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error) {
 	j := &job{cfg: cfg, req: req, file: req.Dockerfile, source: req.Source}
-	if req.Registry == "" || req.Repository == "" {
+	if req.Pushes() && (req.Registry == "" || req.Repository == "") {
 		return nil, j.error(ctx, invalid(errors.New("a registry and a repository are needed")))
 	}
-	j.image = req.Registry + "/" + req.Repository
-	tags := req.Tags
-	if len(tags) == 0 {
-		tags = []string{"latest"}
-	}
-	for _, tag := range tags {
-		j.refs = append(j.refs, j.image+":"+tag)
+	if req.Repository != "" {
+		j.image = strings.TrimPrefix(req.Registry+"/"+req.Repository, "/")
+		tags := req.Tags
+		if len(tags) == 0 {
+			tags = []string{"latest"}
+		}
+		for _, tag := range tags {
+			j.refs = append(j.refs, j.image+":"+tag)
+		}
 	}
 	if err := errors.Join(ability.CheckRun(req.Network, req.AddHosts), ability.Check(wire.Options(req.Options))); err != nil {
 		return nil, j.error(ctx, invalid(err))
@@ -281,7 +294,7 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 func (j *job) choose(from []ability.Builder, engine string) (ability.Builder, error) {
 	asked := ability.Build{
 		Script: j.script, Options: wire.Options(j.req.Options), Staged: len(j.cfg.Contexts), Remote: j.req.Remote, OwnText: !j.remoteDockerfile(),
-		SSH: slices.Sorted(maps.Keys(j.cfg.SSH)),
+		SSH: slices.Sorted(maps.Keys(j.cfg.SSH)), Outputs: wireOutputs(&j.req),
 	}
 	for _, r := range j.cfg.Registries {
 		if len(r.Mirrors) > 0 {

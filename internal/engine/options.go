@@ -61,7 +61,10 @@ func (j *job) solveOptions(opt *bk.SolveOpt, again bool) error {
 		if err != nil {
 			return err
 		}
-		opt.CacheExports = append(opt.CacheExports, place)
+		// Once is enough, but for what becomes part of each image.
+		if !j.solved || place.Type == "inline" {
+			opt.CacheExports = append(opt.CacheExports, place)
+		}
 	}
 	return nil
 }

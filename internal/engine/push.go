@@ -25,29 +25,42 @@ func daemonGone(err error) bool {
 	return dockerclient.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken)
 }
 
-// push pushes the image with that ID under every reference of j and returns its
+// nameImage gives the image with that ID every reference of j as a name, until restore is
+// called: the daemon pushes, and saves, only what has one, and somebody else may use
+// it on a daemon that is not ours.
+func (d *docker) nameImage(ctx context.Context, j *job, id string) (restore func(), err error) {
+	d.tagging.Lock()
+	var names []func()
+	restore = func() {
+		for _, giveBack := range names {
+			giveBack()
+		}
+		d.tagging.Unlock()
+	}
+	for _, ref := range j.refs {
+		giveBack, err := d.borrow(ctx, id, ref)
+		if err != nil {
+			restore()
+			return nil, failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("name the image %s: %w", ref, err))
+		}
+		names = append(names, func() {
+			if err := giveBack(); err != nil {
+				d.cfg.Logger.Warn("take a name back from an image", "ref", ref, "err", err)
+			}
+		})
+	}
+	return restore, nil
+}
+
+// push pushes the image, which has every reference of j as a name, and returns its
 // digest. A tag is written after the layers, by the registry protocol's own order.
-func (d *docker) push(ctx context.Context, j *job, id string) (digest string, err error) {
+func (d *docker) push(ctx context.Context, j *job) (digest string, err error) {
 	ctx, release, err := j.cfg.permit(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer release()
-	// The daemon pushes only what has a name, and somebody else may use that
-	// name on a daemon that is not ours.
-	d.tagging.Lock()
-	defer d.tagging.Unlock()
 	for _, ref := range j.refs {
-		restore, err := d.borrow(ctx, id, ref)
-		if err != nil {
-			return "", failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("name the image %s for its push: %w", ref, err))
-		}
-		// Only after the last push: an image that loses its only name is gone.
-		defer func() {
-			if rerr := restore(); rerr != nil {
-				d.cfg.Logger.Warn("take a name back from an image that was pushed", "ref", ref, "err", rerr)
-			}
-		}()
 		step := j.report.begin("pushing "+ref, 0, time.Time{})
 		var got string
 		err = j.persist(ctx, func(bool) error {
@@ -115,7 +128,7 @@ func (d *docker) pushAs(ctx context.Context, j *job, ref string) (digest string,
 	return seen.Descriptor.Digest.String(), nil
 }
 
-// borrow names the image ref for the time of a push. restore gives the name back
+// borrow names the image ref for the time of a push or save. restore gives the name back
 // to whom it belonged.
 func (d *docker) borrow(ctx context.Context, id, ref string) (restore func() error, err error) {
 	owner := ""

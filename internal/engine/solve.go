@@ -138,6 +138,7 @@ func (j *job) watch(ctx context.Context, c *bk.Client, opt bk.SolveOpt, again bo
 		return nil, p.error(err)
 	}
 	p.end("")
+	j.solved = true
 	return resp.ExporterResponse, nil
 }
 

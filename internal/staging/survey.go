@@ -20,10 +20,14 @@ import (
 // address is good, at most.
 const executorTTL = 7 * 24 * time.Hour
 
-// An Object is a staged context, or an executor.
+// outputTTL is how long an output waits to be fetched. Whoever is to do so may come back
+// with a state directory.
+const outputTTL = 24 * time.Hour
+
+// An Object is a staged context, an executor, or an output that was not fetched.
 type Object struct {
 	Key     string
-	Digest  string    // of a context; "" of an executor
+	Digest  string    // of a context; "" of the others
 	Size    int64     // of a context: with its packs, those it shares with others included
 	Staged  time.Time // when it was written
 	Used    time.Time // when someone last relied on it
@@ -51,7 +55,7 @@ func (s *Store) List(ctx context.Context) ([]Object, error) {
 
 // A state is what there is in the bucket.
 type state struct {
-	objects []Object // contexts, pending ones included, and executors
+	objects []Object // contexts, pending ones included, executors and outputs
 	notes   map[string][]string
 	stale   []string // notes that say nothing any more, of contexts that are not there
 	packs   map[string]*blob.ListObject
@@ -134,6 +138,13 @@ func (s *Store) survey(ctx context.Context) (*state, error) {
 	}
 	err = s.list(ctx, ExecutorPrefix, func(o *blob.ListObject) error {
 		st.objects = append(st.objects, Object{Key: o.Key, Size: o.Size, Staged: o.ModTime, Used: o.ModTime, Expires: o.ModTime.Add(executorTTL)})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = s.list(ctx, OutputPrefix, func(o *blob.ListObject) error {
+		st.objects = append(st.objects, Object{Key: o.Key, Size: o.Size, Staged: o.ModTime, Used: o.ModTime, Expires: o.ModTime.Add(outputTTL)})
 		return nil
 	})
 	if err != nil {

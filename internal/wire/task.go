@@ -68,6 +68,11 @@ type Task struct {
 
 	Options Options `json:"options,omitzero"`
 
+	// Outputs are what the image is written to; none means the registry alone.
+	// Delivery is where those go that are no registry.
+	Outputs  []Output  `json:"outputs,omitempty"`
+	Delivery *Delivery `json:"delivery,omitempty"`
+
 	// Secrets says that the build needs credentials, build secrets or signed URLs: the
 	// executor builds when it has them from the framework, sealed to its key
 	// (package seal).
@@ -122,6 +127,35 @@ func (t *Task) Staged() []*Context {
 	return all
 }
 
+// An Output is a form in which an image is written: "registry", "oci", "docker" or
+// "tar".
+type Output struct {
+	Type  string            `json:"type"`
+	Attrs map[string]string `json:"attrs,omitempty"` // of BuildKit's exporter
+}
+
+// A Delivery says where outputs are put that travel back.
+type Delivery struct {
+	BucketURL string `json:"bucket_url"` // for gocloud's blob.OpenBucket, as seen from an agent
+	Prefix    string `json:"prefix"`     // of the keys, with a slash at its end
+}
+
+// A Delivered output is in the staging bucket.
+type Delivered struct {
+	Output int    `json:"output"` // its index in Task.Outputs
+	Key    string `json:"key"`
+	Size   int64  `json:"size"`
+	Digest string `json:"digest"` // "sha256:<hex>"
+}
+
+// A Descriptor is that of a manifest, as the image specification of OCI has it.
+type Descriptor struct {
+	MediaType   string            `json:"media_type,omitempty"`
+	Digest      string            `json:"digest,omitempty"`
+	Size        int64             `json:"size,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
 // A Context says where a staged build context is and how to know it is whole.
 type Context struct {
 	BucketURL string `json:"bucket_url"` // for gocloud's blob.OpenBucket, as seen from an agent
@@ -148,10 +182,15 @@ type Engine struct {
 
 // An Outcome is how an attempt ended, as the executor saw it.
 type Outcome struct {
-	Version int       `json:"version"`
-	Digest  string    `json:"digest,omitempty"` // of the pushed manifest; "" if the build failed
-	Refs    []string  `json:"refs,omitempty"`   // "<registry>/<repository>:<tag>@<digest>"
-	Engine  string    `json:"engine,omitempty"`
+	Version int      `json:"version"`
+	Digest  string   `json:"digest,omitempty"` // of the manifest; "" if the build failed, or made none
+	Refs    []string `json:"refs,omitempty"`   // "<registry>/<repository>:<tag>@<digest>"
+	Engine  string   `json:"engine,omitempty"`
+
+	ConfigDigest string      `json:"config_digest,omitempty"`
+	Descriptor   Descriptor  `json:"descriptor,omitzero"`
+	Outputs      []Delivered `json:"outputs,omitempty"`
+
 	LogSize int64     `json:"log_size"` // of build.log in bytes: the log is complete at this offset
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended"`

@@ -37,7 +37,10 @@ var (
 		},
 		SSH:    []string{"default", "deploy"},
 		Target: "final", Args: map[string]string{"VERSION": "1", "EMPTY": ""}, Labels: map[string]string{"a": "b"},
-		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, Squash: true}, Secrets: true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
+		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, Squash: true},
+		Outputs:  []wire.Output{{Type: "registry"}, {Type: "oci", Attrs: map[string]string{"compression": "zstd"}}},
+		Delivery: &wire.Delivery{BucketURL: "s3://builds?region=eu-west-1", Prefix: "portainer/outputs/ABC/"},
+		Secrets:  true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
 	}
 	smallTask = wire.Task{
 		Version: 1, Build: "b1", Attempt: 1, Registry: "r", Repository: "app", Tags: []string{"latest"},
@@ -45,6 +48,8 @@ var (
 	}
 	success = wire.Outcome{
 		Version: 1, Digest: "sha256:1234", Refs: []string{"registry.example/app:v1@sha256:1234"}, Engine: "buildkitd 0.12.5",
+		ConfigDigest: "sha256:5678", Descriptor: wire.Descriptor{MediaType: "application/vnd.oci.image.manifest.v1+json", Digest: "sha256:1234", Size: 1024, Annotations: map[string]string{"a": "b"}},
+		Outputs: []wire.Delivered{{Output: 1, Key: "portainer/outputs/ABC/2-1", Size: 4096, Digest: "sha256:9abc"}},
 		LogSize: 99, Started: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Ended: time.Date(2026, 1, 2, 3, 5, 5, 0, time.UTC),
 	}
 	failure = wire.Outcome{
