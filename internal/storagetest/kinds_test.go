@@ -1,16 +1,9 @@
 package storagetest_test
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"fmt"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,8 +26,8 @@ import (
 type kind struct {
 	// env is the environment that clients of a server behind a relay need, with a right
 	// or a wrong secret.
-	env   func(t testing.TB, r *relay, right bool) map[string]string
-	start func(testing.TB, *relay) *server
+	env   func(t testing.TB, r *storagetest.Relay, right bool) map[string]string
+	start func(testing.TB, *storagetest.Relay) *server
 }
 
 // A server is running storage of one kind.
@@ -52,11 +45,13 @@ type server struct {
 	dieAfter   func(n int64)
 	revive     func(testing.TB)
 
+	url string // of the bucket; "" where nothing needs it
+
 	patient bool // it tries again for longer than a test can wait, or as long as its context lasts
 }
 
 var kinds = map[string]kind{
-	"mem": {start: func(testing.TB, *relay) *server {
+	"mem": {start: func(testing.TB, *storagetest.Relay) *server {
 		return &server{bucket: func(t testing.TB) *blob.Bucket { return openURL(t, "mem://") }}
 	}},
 	"file":   {start: startFile},
@@ -67,7 +62,7 @@ var kinds = map[string]kind{
 }
 
 // setenv prepares the environment for a kind.
-func (k kind) setenv(t testing.TB, r *relay, right bool) {
+func (k kind) setenv(t testing.TB, r *storagetest.Relay, right bool) {
 	if k.env == nil {
 		return
 	}
@@ -84,7 +79,7 @@ func openURL(t testing.TB, u string) *blob.Bucket {
 	return b
 }
 
-func startFile(t testing.TB, _ *relay) *server {
+func startFile(t testing.TB, _ *storagetest.Relay) *server {
 	dir := t.TempDir()
 	open := func(t testing.TB, dir, options string) *blob.Bucket {
 		return openURL(t, (&url.URL{Scheme: "file", Path: filepath.ToSlash(dir), RawQuery: options}).String())
@@ -94,106 +89,77 @@ func startFile(t testing.TB, _ *relay) *server {
 	}
 }
 
-// through has a relay do what can be done to a server. start starts it, again, and
-// returns where it listens.
-func (s *server) through(t testing.TB, r *relay, start func(testing.TB) (p *process, network, address string)) {
+// through has a relay do what can be done to a server. start starts it, again.
+func (s *server) through(t testing.TB, r *storagetest.Relay, start func() (*storagetest.Server, error)) {
 	var mu sync.Mutex
-	var running *process
+	var running *storagetest.Server
 	s.revive = func(t testing.TB) {
-		p, network, address := start(t)
+		p, err := start()
+		require.NoError(t, err)
+		t.Cleanup(func() {
+			p.Kill()
+			if t.Failed() {
+				t.Logf("the server said:\n%s", p.Output())
+			}
+		})
 		mu.Lock()
 		running = p
 		mu.Unlock()
 		// Connections to the dead one must not come to an end under new requests.
-		require.Eventually(t, r.idle, startTime, 5*time.Millisecond)
-		r.to(network, address)
+		require.Eventually(t, r.Idle, startTime, 5*time.Millisecond)
+		r.To(p.Network, p.Address)
 	}
 	s.dieAfter = func(n int64) {
-		r.after(up, n, func() {
+		r.After(storagetest.Up, n, func() {
 			mu.Lock()
 			p := running
 			mu.Unlock()
-			p.kill()
-			r.cut()
+			p.Kill()
+			r.Cut()
 		})
 	}
 	s.breakReads = func(n int64, times int) {
 		var again func()
 		left := times // only the alarm that rings touches it
 		again = func() {
-			r.cut()
+			r.Cut()
 			if left--; left > 0 {
-				r.after(down, n, again)
+				r.After(storagetest.Down, n, again)
 			}
 		}
-		r.after(down, n, again)
+		r.After(storagetest.Down, n, again)
 	}
 	s.revive(t)
 }
 
-func envS3(_ testing.TB, _ *relay, right bool) map[string]string {
-	env := map[string]string{
-		"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "guessed", "AWS_SESSION_TOKEN": "", "AWS_REGION": "us-east-1",
-		"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull,
-	}
-	if right {
-		env["AWS_SECRET_ACCESS_KEY"] = "right"
-	}
-	return env
+// startTime is what a server may take to let go of its clients on a busy machine.
+const startTime = time.Minute
+
+func envS3(_ testing.TB, _ *storagetest.Relay, right bool) map[string]string {
+	return storagetest.S3Env(right)
 }
 
-// startS3 runs Versity's gateway over a directory.
-func startS3(t testing.TB, r *relay) *server {
-	program, err := storagetest.GoTool(t.Context(), "github.com/versity/versitygw/cmd/versitygw")
-	require.NoError(t, err)
+func startS3(t testing.TB, r *storagetest.Relay) *server {
 	dir, err := os.MkdirTemp("", "s3-") //nolint:usetesting // short: a socket is in it
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	for _, d := range []string{"data/staging", "meta"} {
-		require.NoError(t, os.MkdirAll(filepath.Join(dir, d), 0o777))
-	}
-	open := func(t testing.TB, bucket string) *blob.Bucket {
-		return openURL(t, "s3://"+bucket+"?use_path_style=true&endpoint="+url.QueryEscape("http://"+r.addr()))
-	}
+	open := func(t testing.TB, bucket string) *blob.Bucket { return openURL(t, storagetest.S3URL(r.Addr(), bucket)) }
 	k := &server{
 		bucket:    func(t testing.TB) *blob.Bucket { return open(t, "staging") },
 		wrong:     func(t testing.TB) *blob.Bucket { return open(t, "staging") },
 		wrongCode: gcerrors.Unknown, // gocloud classes few of S3's errors
 		missing:   func(t testing.TB) *blob.Bucket { return open(t, "nothing") },
+		url:       storagetest.S3URL(r.Addr(), "staging"),
 	}
-	k.through(t, r, func(t testing.TB) (*process, string, string) {
-		socket := filepath.Join(dir, "socket")
-		os.Remove(socket) // of one that was killed
-		p := startProcess(t, nil, program, "--access", "someone", "--secret", "right", "--port", socket, "--quiet", "--keep-alive",
-			"posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Join(dir, "data"))
-		p.waitForListener(t, "unix", socket)
-		return p, "unix", socket
-	})
+	k.through(t, r, func() (*storagetest.Server, error) { return storagetest.StartS3(t.Context(), dir) })
 	return k
 }
 
-// The account that every Azurite has (Azurite's README).
-const (
-	azureAccount = "devstoreaccount1"
-	azureKey     = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-)
-
-var azuritePattern = regexp.MustCompile(`listens on http://(\S+)`)
-
-func envAzure(_ testing.TB, r *relay, right bool) map[string]string {
-	env := map[string]string{
-		"AZURE_STORAGE_ACCOUNT": azureAccount, "AZURE_STORAGE_KEY": "Z3Vlc3NlZA==", "AZURE_STORAGE_DOMAIN": r.addr(), "AZURE_STORAGE_PROTOCOL": "http",
-	}
-	if right {
-		env["AZURE_STORAGE_KEY"] = azureKey
-	}
-	return env
+func envAzure(_ testing.TB, r *storagetest.Relay, right bool) map[string]string {
+	return storagetest.AzureEnv(r.Addr(), right)
 }
 
-// startAzure runs Azurite.
-func startAzure(t testing.TB, r *relay) *server {
-	dir, err := storagetest.NPM(t.Context(), "azurite", "3.35.0")
-	require.NoError(t, err)
+func startAzure(t testing.TB, r *storagetest.Relay) *server {
 	location := t.TempDir()
 	open := func(t testing.TB, name string) *blob.Bucket {
 		// The default opener of azblob:// reads the environment once in a process.
@@ -210,73 +176,27 @@ func startAzure(t testing.TB, r *relay) *server {
 		missing:   func(t testing.TB) *blob.Bucket { return open(t, "nothing") },
 		patient:   true,
 	}
-	k.through(t, r, func(t testing.TB) (*process, string, string) {
-		p := startProcess(t, nil, "node", filepath.Join(dir, "node_modules", "azurite", "dist", "src", "blob", "main.js"),
-			"--blobHost", "127.0.0.1", "--blobPort", "0", "--location", location, "--disableTelemetry", "--skipApiVersionCheck")
-		p.waitFor(t, "address", func() bool { return azuritePattern.MatchString(p.output.String()) })
-		address := azuritePattern.FindStringSubmatch(p.output.String())[1]
-		// Each time: Azurite writes what it knows to disk now and then, so one that
-		// is killed may have forgotten its newest container, and that blobs are gone.
-		createContainer(t, address, "staging")
-		return p, "tcp", address
-	})
+	k.through(t, r, func() (*storagetest.Server, error) { return storagetest.StartAzurite(t.Context(), location) })
 	return k
 }
 
-// createContainer makes a container in Azurite, unless there is one, by a request that is signed as
-// Azure's "Authorize with Shared Key" tells.
-func createContainer(t testing.TB, address, name string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+address+"/"+azureAccount+"/"+name+"?restype=container", nil)
-	require.NoError(t, err)
-	date := time.Now().UTC().Format(http.TimeFormat)
-	req.Header.Set("X-Ms-Date", date)
-	req.Header.Set("X-Ms-Version", "2021-12-02")
-	key, err := base64.StdEncoding.DecodeString(azureKey)
-	require.NoError(t, err)
-	mac := hmac.New(sha256.New, key)
-	// Twelve headers in between are not set.
-	fmt.Fprintf(mac, "PUT%sx-ms-date:%s\nx-ms-version:2021-12-02\n/%s/%[3]s/%[4]s\nrestype:container", strings.Repeat("\n", 12), date, azureAccount, name)
-	req.Header.Set("Authorization", "SharedKey "+azureAccount+":"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
-	resp, err := http.DefaultClient.Do(req)
-	require.NoError(t, err)
-	require.NoError(t, resp.Body.Close())
-	require.Contains(t, []int{http.StatusCreated, http.StatusConflict}, resp.StatusCode)
+func envGCS(_ testing.TB, r *storagetest.Relay, _ bool) map[string]string {
+	return storagetest.GCSEnv(r.Addr())
 }
 
-func envGCS(_ testing.TB, r *relay, _ bool) map[string]string {
-	return map[string]string{"STORAGE_EMULATOR_HOST": r.addr()}
-}
-
-// startGCS runs fake-gcs-server, which takes any credentials.
-func startGCS(t testing.TB, r *relay) *server {
-	program, err := storagetest.GoTool(t.Context(), "github.com/fsouza/fake-gcs-server")
-	require.NoError(t, err)
+func startGCS(t testing.TB, r *storagetest.Relay) *server {
 	root := t.TempDir()
-	open := func(t testing.TB, name string) *blob.Bucket {
-		return openURL(t, "gs://"+name+"?anonymous=true")
-	}
 	k := &server{
-		bucket:  func(t testing.TB) *blob.Bucket { return open(t, "staging") },
-		missing: func(t testing.TB) *blob.Bucket { return open(t, "nothing") },
+		bucket:  func(t testing.TB) *blob.Bucket { return openURL(t, storagetest.GCSURL("staging")) },
+		missing: func(t testing.TB) *blob.Bucket { return openURL(t, storagetest.GCSURL("nothing")) },
 		patient: true,
 	}
-	k.through(t, r, func(t testing.TB) (*process, string, string) {
-		host, port := freePort(t)
-		p := startProcess(t, nil, program, "-scheme", "http", "-host", host, "-port", port, "-backend", "filesystem", "-filesystem-root", root,
-			"-external-url", "http://"+r.addr(), "-public-host", r.addr(), "-log-level", "warn")
-		p.waitForListener(t, "tcp", host+":"+port)
-		return p, "tcp", host + ":" + port
-	})
-	resp, err := http.Post("http://"+r.addr()+"/storage/v1/b?project=test", "application/json", strings.NewReader(`{"name": "staging"}`))
-	require.NoError(t, err)
-	require.NoError(t, resp.Body.Close())
-	require.Equal(t, http.StatusOK, resp.StatusCode)
+	k.through(t, r, func() (*storagetest.Server, error) { return storagetest.StartGCS(t.Context(), root, r.Addr()) })
 	return k
 }
 
 // startHDFS runs our own test cluster, whose nodes break down by themselves.
-func startHDFS(t testing.TB, _ *relay) *server {
+func startHDFS(t testing.TB, _ *storagetest.Relay) *server {
 	c, err := webhdfstest.Start(webhdfstest.Options{Namenodes: 2, Datanodes: 2})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Close()) })

@@ -21,6 +21,7 @@ import (
 	"gocloud.dev/gcerrors"
 
 	"github.com/org/portainer/internal/staging"
+	"github.com/org/portainer/internal/storagetest"
 )
 
 // patience is how long a storage that does not work may take to say so.
@@ -32,27 +33,40 @@ func random(seed byte, n int) []byte {
 	return b
 }
 
-// bundle returns a build context with a Dockerfile and so many random bytes, as a
-// function that writes it and as it is.
-func bundle(t testing.TB, seed byte, size int) (func(context.Context, io.Writer) error, []byte) {
-	t.Helper()
+// archive is a build context with a Dockerfile and so many random bytes.
+func archive(seed byte, size int) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	add := func(name string, content []byte) {
-		require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content))}))
-		_, err := w.Write(content)
-		require.NoError(t, err)
-	}
-	add("Dockerfile", []byte("FROM scratch\nCOPY . /\n"))
 	const files = 8
-	for i := range files {
-		add(fmt.Sprintf("data/%d", i), random(16*seed+byte(i), size/files))
+	for i := range files + 1 {
+		name, content := "Dockerfile", []byte("FROM scratch\nCOPY . /\n")
+		if i > 0 {
+			name, content = fmt.Sprintf("data/%d", i), random(16*seed+byte(i), size/files)
+		}
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content))}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(content); err != nil {
+			return nil, err
+		}
 	}
-	require.NoError(t, w.Close())
+	err := w.Close()
+	return buf.Bytes(), err
+}
+
+func writes(content []byte) func(context.Context, io.Writer) error {
 	return func(_ context.Context, w io.Writer) error {
-		_, err := w.Write(buf.Bytes())
+		_, err := w.Write(content)
 		return err
-	}, buf.Bytes()
+	}
+}
+
+// bundle returns an archive as a function that writes it and as it is.
+func bundle(t testing.TB, seed byte, size int) (func(context.Context, io.Writer) error, []byte) {
+	t.Helper()
+	content, err := archive(seed, size)
+	require.NoError(t, err)
+	return writes(content), content
 }
 
 func keys(t testing.TB, b *blob.Bucket) []string {
@@ -81,8 +95,15 @@ func requireContext(t testing.TB, s *staging.Store, ref staging.Ref, want []byte
 	require.True(t, bytes.Equal(want, got), "the context came back otherwise")
 }
 
+func newRelay(t testing.TB) *storagetest.Relay {
+	r, err := storagetest.NewRelay()
+	require.NoError(t, err)
+	t.Cleanup(r.Close)
+	return r
+}
+
 func TestStorage(t *testing.T) {
-	relays := map[string]*relay{}
+	relays := map[string]*storagetest.Relay{}
 	for name, k := range kinds {
 		relays[name] = newRelay(t)
 		k.setenv(t, relays[name], true)

@@ -1,6 +1,6 @@
 // Package storagetest exercises staging against real storage servers: an S3 server,
 // Azurite for Azure Blob Storage, a GCS emulator and HDFS's test cluster, beside
-// directories and memory. Its tests set up what they need; this file is how.
+// directories and memory. Other tests start the same servers with it.
 package storagetest
 
 import (

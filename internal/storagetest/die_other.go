@@ -1,6 +1,6 @@
 //go:build !linux
 
-package storagetest_test
+package storagetest
 
 import "os/exec"
 

@@ -1,16 +1,13 @@
-package storagetest_test
+package storagetest
 
 import (
 	"net"
 	"sync"
-	"testing"
-
-	"github.com/stretchr/testify/require"
 )
 
-// A relay passes connections on to a server, until told otherwise. Its address stays
+// A Relay passes connections on to a server, until told otherwise. Its address stays
 // when the server behind it dies and comes back elsewhere.
-type relay struct {
+type Relay struct {
 	listener net.Listener
 	wg       sync.WaitGroup
 
@@ -18,14 +15,15 @@ type relay struct {
 	network, target string
 	conns           map[net.Conn]bool
 	serving         int // connections of clients
+	served          int // in all
 	alarms          [2]alarm
 	closed          bool
 }
 
 // Directions of a relay.
 const (
-	up   = 0 // to the server
-	down = 1 // to the client
+	Up   = 0 // To the server
+	Down = 1 // To the client
 )
 
 // An alarm calls a function, once, when so many bytes more have passed.
@@ -34,10 +32,13 @@ type alarm struct {
 	ring func()
 }
 
-func newRelay(t testing.TB) *relay {
+// NewRelay returns a Relay that leads nowhere yet. The caller closes it.
+func NewRelay() (*Relay, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	r := &relay{listener: l, conns: map[net.Conn]bool{}}
+	if err != nil {
+		return nil, err
+	}
+	r := &Relay{listener: l, conns: map[net.Conn]bool{}}
 	r.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -46,6 +47,7 @@ func newRelay(t testing.TB) *relay {
 			}
 			r.mu.Lock()
 			r.serving++
+			r.served++
 			r.mu.Unlock()
 			r.wg.Go(func() {
 				r.serve(c)
@@ -56,28 +58,38 @@ func newRelay(t testing.TB) *relay {
 			})
 		}
 	})
-	t.Cleanup(func() {
-		l.Close()
-		r.mu.Lock()
-		r.closed = true
-		r.mu.Unlock()
-		r.cut()
-		r.wg.Wait()
-	})
-	return r
+	return r, nil
 }
 
-func (r *relay) addr() string { return r.listener.Addr().String() }
+// Close breaks all connections and takes no more.
+func (r *Relay) Close() {
+	r.listener.Close()
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.Cut()
+	r.wg.Wait()
+}
 
-// to makes a server the one that new connections lead to.
-func (r *relay) to(network, target string) {
+// Served returns how many connections there were.
+func (r *Relay) Served() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.served
+}
+
+// Addr is where it listens.
+func (r *Relay) Addr() string { return r.listener.Addr().String() }
+
+// To makes a server the one that new connections lead to.
+func (r *Relay) To(network, target string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.network, r.target = network, target
 }
 
-// cut breaks all connections.
-func (r *relay) cut() {
+// Cut breaks all connections.
+func (r *Relay) Cut() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for c := range r.conns {
@@ -88,23 +100,23 @@ func (r *relay) cut() {
 	}
 }
 
-// idle cuts what there is and tells whether no client is connected any more.
-func (r *relay) idle() bool {
-	r.cut()
+// Idle cuts what there is and tells whether no client is connected any more.
+func (r *Relay) Idle() bool {
+	r.Cut()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.serving == 0
 }
 
-// after has ring called when so many bytes more have passed in a direction.
-func (r *relay) after(direction int, n int64, ring func()) {
+// After has ring called when so many bytes more have passed in a direction.
+func (r *Relay) After(direction int, n int64, ring func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.alarms[direction] = alarm{n, ring}
 }
 
 // passed counts bytes.
-func (r *relay) passed(direction int, n int) {
+func (r *Relay) passed(direction int, n int) {
 	r.mu.Lock()
 	a := &r.alarms[direction]
 	a.left -= int64(n)
@@ -119,7 +131,7 @@ func (r *relay) passed(direction int, n int) {
 }
 
 // add remembers connections to be cut, and returns false if it is too late.
-func (r *relay) add(conns ...net.Conn) bool {
+func (r *Relay) add(conns ...net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, c := range conns {
@@ -128,7 +140,7 @@ func (r *relay) add(conns ...net.Conn) bool {
 	return !r.closed
 }
 
-func (r *relay) serve(client net.Conn) {
+func (r *Relay) serve(client net.Conn) {
 	r.mu.Lock()
 	network, target := r.network, r.target
 	r.mu.Unlock()
@@ -148,12 +160,12 @@ func (r *relay) serve(client net.Conn) {
 		return
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { r.copy(up, server, client) })
-	wg.Go(func() { r.copy(down, client, server) })
+	wg.Go(func() { r.copy(Up, server, client) })
+	wg.Go(func() { r.copy(Down, client, server) })
 	wg.Wait()
 }
 
-func (r *relay) copy(direction int, to, from net.Conn) {
+func (r *Relay) copy(direction int, to, from net.Conn) {
 	// Either end that goes takes the other with it.
 	defer to.Close()
 	defer from.Close()
