@@ -70,6 +70,11 @@ func (c *frameworkCommand) openSite(ctx context.Context) (_ *site, err error) {
 	if err := s.openBucket(ctx, uri); err != nil {
 		return nil, err
 	}
+	if c.agentURL != "" {
+		if err := s.openForAgents(ctx, c.agentURL); err != nil {
+			return nil, err
+		}
+	}
 	s.sweep(ctx, c.logger)
 	if isLocal {
 		if err := s.startLocal(agents, c.globals); err != nil {
@@ -142,7 +147,7 @@ func (s *site) openBucket(ctx context.Context, uri string) error {
 			return fmt.Errorf("%w: temporary staging directory: %w", portainer.ErrStaging, err)
 		}
 		s.closers = append(s.closers, dir.Remove)
-		uri = dir.Path()
+		uri, s.ownBucket = dir.Path(), true
 	}
 	full, err := stagingURL("--staging-uri", uri)
 	if err != nil {

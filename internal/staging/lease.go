@@ -106,7 +106,7 @@ func (s *Store) release(ctx context.Context, digest string) error {
 // remove removes an object. One that is not there is no error.
 func (s *Store) remove(ctx context.Context, key string) error {
 	if err := s.bucket.Delete(ctx, key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
-		return fmt.Errorf("remove %s: %w", key, err)
+		return fmt.Errorf("remove %s: %w", key, told(err))
 	}
 	return nil
 }

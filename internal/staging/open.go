@@ -114,7 +114,7 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case gcerrors.Code(err) == gcerrors.NotFound:
-			return nil, fmt.Errorf("read staged object %s: %w: %w", key, ErrGone, err)
+			return nil, fmt.Errorf("read staged object %s: %w: %w", key, ErrGone, told(err))
 		case errors.Is(err, ErrGone) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrCorrupt):
 			return nil, fmt.Errorf("read staged object %s: %w", key, err)
 		case err == nil || errors.Is(err, io.EOF):
@@ -124,7 +124,7 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 			attempt, wait = 1, retryFirst
 		}
 		if attempt >= retries || !retriable(err) {
-			return nil, fmt.Errorf("read staged object %s at byte %d: %w", key, offset+int64(len(data)), err)
+			return nil, fmt.Errorf("read staged object %s at byte %d: %w", key, offset+int64(len(data)), told(err))
 		}
 		if pause.For(ctx, wait) != nil {
 			return nil, context.Cause(ctx)

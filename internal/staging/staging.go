@@ -217,7 +217,7 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source,
 		return ref, PutStats{}, nil
 	}
 	if gcerrors.Code(err) != gcerrors.NotFound {
-		return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", ref.Key, err)
+		return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", ref.Key, told(err))
 	}
 	if r == nil {
 		return Ref{}, PutStats{}, errAbsent
@@ -241,7 +241,7 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source,
 		// next removal of anything.
 		attrs, err := s.bucket.Attributes(ctx, ref.Key)
 		if err != nil {
-			return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", ref.Key, err)
+			return Ref{}, PutStats{}, fmt.Errorf("look for staged context %s: %w", ref.Key, told(err))
 		}
 		ref.Size = attrs.Size
 		return ref, PutStats{Sent: sent}, nil
@@ -292,7 +292,7 @@ func (s *Store) PutFile(ctx context.Context, name string) (string, error) {
 		return key, nil
 	}
 	if err != nil && gcerrors.Code(err) != gcerrors.NotFound {
-		return "", fmt.Errorf("look for %s: %w", key, err)
+		return "", fmt.Errorf("look for %s: %w", key, told(err))
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return "", err

@@ -220,7 +220,7 @@ func (s *Store) list(ctx context.Context, prefix string, fn func(*blob.ListObjec
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("list %s: %w", prefix, err)
+			return fmt.Errorf("list %s: %w", prefix, told(err))
 		}
 		if o.IsDir {
 			continue

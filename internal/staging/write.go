@@ -54,7 +54,7 @@ func (s *Store) writeWith(ctx context.Context, key string, r io.Reader, opts *bl
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	return fmt.Errorf("write %s: %w", key, err)
+	return fmt.Errorf("write %s: %w", key, told(err))
 }
 
 // A feed is what a bucket uploads. Many drivers pass the data on bit by bit, and when
