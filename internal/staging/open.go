@@ -65,6 +65,9 @@ func (s *Store) open(ctx context.Context, ref Ref, reader func(*recipe) readFunc
 	if got := r.digest(); got != ref.Digest {
 		return nil, fmt.Errorf("read staged context %s: %w: it makes %s, not %s", ref.Key, ErrCorrupt, got, ref.Digest)
 	}
+	if err := r.checkStream(); err != nil {
+		return nil, fmt.Errorf("read staged context %s: %w: %w", ref.Key, ErrCorrupt, err)
+	}
 	limit := s.Limit
 	if limit == 0 {
 		limit = DefaultLimit

@@ -151,6 +151,9 @@ func FuzzReadTar(f *testing.F) {
 			return
 		}
 		r := b.finish()
+		if err := r.checkStream(); err != nil {
+			t.Fatalf("what may be staged may not be read: %v", err)
+		}
 		var again []byte
 		skeleton := r.skeleton
 		for _, p := range r.parts {
