@@ -236,7 +236,7 @@ func (f *sameFile) Close() error {
 type Verdict struct {
 	Path string // with a slash at the end if it is a directory
 	In   bool
-	Size int64 // of a file that is in
+	Size int64 // of a file that is in; of one with several names, for the first
 	Rule *Rule // the rule that left it out or, behind another one, took it in; nil if none matches
 }
 
@@ -259,10 +259,12 @@ func Explain(ctx context.Context, opt Options) ([]Verdict, error) {
 		all = append(all, v)
 	}
 	walk := &walker{ctx: ctx, root: root, ignore: ignore, outside: opt.AllowOutside, grafts: opt.Grafts}
+	links := map[inode]bool{}
 	walk.visit = func(e entry) error {
 		var size int64
-		if e.info.Mode().IsRegular() {
+		if id, several := inodeOf(e.info); e.info.Mode().IsRegular() && !links[id] {
 			size = e.info.Size()
+			links[id] = several
 		}
 		add(e.path, e.info.IsDir(), true, size)
 		return nil

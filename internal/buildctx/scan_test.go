@@ -142,3 +142,14 @@ func TestScanKnowsAnUnchangedTree(t *testing.T) {
 	require.Equal(t, []byte("known"), scan().Known())
 	require.Nil(t, func() *buildctx.Tree { opt.CacheDir = t.TempDir(); return scan() }().Known())
 }
+
+func TestExplainCountsAFileOnce(t *testing.T) {
+	dir := tree(t, "a\nhello", "b = a", "c\nxy")
+	verdicts, err := buildctx.Explain(t.Context(), buildctx.Options{Dir: dir})
+	require.NoError(t, err)
+	sizes := map[string]int64{}
+	for _, v := range verdicts {
+		sizes[v.Path] = v.Size
+	}
+	require.Equal(t, map[string]int64{"a": 5, "b": 0, "c": 2}, sizes)
+}
