@@ -107,6 +107,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 
 	b.options.addFlags(f)
 	b.outputs.addFlags(f)
+	f.StringVar(&b.iidFile, "iidfile", "", "write the image's ID to this file (one Dockerfile only)")
 	b.addFlags(f)
 	f.SetNormalizeFunc(normalizeFlag)
 	return cmd, b
@@ -133,6 +134,9 @@ func (m *memFlag) Type() string { return "size" }
 func (b *buildCommand) build(ctx context.Context, files []string) error {
 	if b.explicit("repository") && len(files) > 1 {
 		return usagef("--repository names one repository, but there are %d Dockerfiles: give each its own with a line \"# portainer: repository=…\"", len(files))
+	}
+	if b.iidFile != "" && len(files) > 1 {
+		return usagef("--iidfile is for one image, but there are %d Dockerfiles: use --metadata-file", len(files))
 	}
 	if b.cpus < 0 {
 		return usagef("--build-cpu is a number above 0, not %g", b.cpus)

@@ -40,6 +40,7 @@ type frameworkCommand struct {
 	stream       bool
 	progress     string
 	metadataFile string
+	iidFile      string
 
 	telling sync.Mutex // one build at a time speaks of its end
 }
@@ -297,7 +298,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	} else {
 		err = nil
 	}
-	return errors.Join(c.verdict(ctx, list, err), c.writeMetadata(list))
+	return errors.Join(c.verdict(ctx, list, err), c.writeMetadata(list), c.writeIID(list))
 }
 
 // tell shows how a build ended, as soon as it has: a result may be all that

@@ -1,38 +1,68 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/org/portainer"
 )
 
-// A metadataFile is the content of --metadata-file. Its first two fields are what
-// docker buildx writes for one image.
-type metadataFile struct {
-	Digest string          `json:"containerimage.digest,omitempty"`
-	Name   string          `json:"image.name,omitempty"`
-	Builds []buildMetadata `json:"builds"`
+// imageMetadata is what docker buildx writes of an image: at the top for one, and for
+// several under a name each, as docker buildx bake does.
+type imageMetadata struct {
+	Ref          string      `json:"buildx.build.ref,omitempty"` // "portainer/<agent>/<build>"
+	ConfigDigest string      `json:"containerimage.config.digest,omitempty"`
+	Descriptor   *descriptor `json:"containerimage.descriptor,omitempty"`
+	Digest       string      `json:"containerimage.digest,omitempty"`
+	Name         string      `json:"image.name,omitempty"` // pushed tags, separated by commas
+}
+
+// A descriptor is that of a manifest as the image specification of OCI spells it.
+type descriptor struct {
+	MediaType   string            `json:"mediaType,omitempty"`
+	Digest      string            `json:"digest"`
+	Size        int64             `json:"size,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// imageOf is what buildx would write of a build; its fields are zero if that failed.
+func imageOf(j *job) imageMetadata {
+	r := j.result
+	if j.err != nil || r == nil {
+		return imageMetadata{}
+	}
+	m := imageMetadata{Ref: "portainer/" + string(r.Agent) + "/" + string(r.ID), ConfigDigest: r.ConfigDigest, Digest: r.Digest}
+	if d := r.Descriptor; d.Digest != "" {
+		m.Descriptor = &descriptor{d.MediaType, d.Digest, d.Size, d.Annotations}
+	}
+	var names []string
+	for _, ref := range r.Refs {
+		names = append(names, strings.TrimSuffix(ref, "@"+r.Digest))
+	}
+	m.Name = strings.Join(names, ",")
+	return m
 }
 
 // buildMetadata is what became of one Dockerfile.
 type buildMetadata struct {
-	Dockerfile string     `json:"dockerfile,omitempty"` // not known to attach
-	Image      string     `json:"image"`
-	Digest     string     `json:"containerimage.digest,omitempty"`
-	Name       string     `json:"image.name,omitempty"` // pushed tags, separated by commas
-	Refs       []string   `json:"refs,omitempty"`
-	Engine     string     `json:"engine,omitempty"`
-	Agent      string     `json:"agent,omitempty"`
-	Hostname   string     `json:"hostname,omitempty"`
-	Attempts   int        `json:"attempts"`
-	Started    *time.Time `json:"started,omitempty"`
-	Finished   *time.Time `json:"finished,omitempty"`
+	Dockerfile string `json:"dockerfile,omitempty"` // not known to attach
+	Image      string `json:"image"`
+	imageMetadata
+	Outputs  []portainer.Written `json:"outputs,omitempty"`
+	Refs     []string            `json:"refs,omitempty"`
+	Engine   string              `json:"engine,omitempty"`
+	Agent    string              `json:"agent,omitempty"`
+	Hostname string              `json:"hostname,omitempty"`
+	Attempts int                 `json:"attempts"`
+	Started  *time.Time          `json:"started,omitempty"`
+	Finished *time.Time          `json:"finished,omitempty"`
 
 	// Of a build that made no image.
 	Class string `json:"class,omitempty"`
@@ -43,17 +73,11 @@ type buildMetadata struct {
 }
 
 func metadataOf(j *job) buildMetadata {
-	m := buildMetadata{Dockerfile: j.file, Image: j.image}
+	m := buildMetadata{Dockerfile: j.file, Image: j.image, imageMetadata: imageOf(j)}
 	if r := j.result; j.err == nil && r != nil {
-		m.Image, m.Digest, m.Refs, m.Engine = r.Image, r.Digest, r.Refs, r.Engine
+		m.Image, m.Refs, m.Engine, m.Outputs = r.Image, r.Refs, r.Engine, r.Outputs
 		m.Agent, m.Hostname, m.Attempts = string(r.Agent), r.Hostname, r.Attempts
 		m.Started, m.Finished = &r.Started, &r.Finished
-		for i, ref := range r.Refs {
-			if i > 0 {
-				m.Name += ","
-			}
-			m.Name += ref[:len(ref)-len("@"+r.Digest)]
-		}
 		return m
 	}
 	if j.err == nil {
@@ -76,25 +100,49 @@ func (c *frameworkCommand) writeMetadata(list []*job) error {
 	if c.metadataFile == "" {
 		return nil
 	}
-	var content metadataFile
+	builds := []buildMetadata{}
+	content := map[string]any{}
 	for _, j := range list {
-		content.Builds = append(content.Builds, metadataOf(j))
+		m := metadataOf(j)
+		builds = append(builds, m)
+		if j.file != "" && len(list) > 1 {
+			content[j.file] = m.imageMetadata
+		}
 	}
+	content["builds"] = builds
+	var top any = content
 	if len(list) == 1 {
-		content.Digest, content.Name = content.Builds[0].Digest, content.Builds[0].Name
+		top = struct {
+			imageMetadata
+			Builds []buildMetadata `json:"builds"`
+		}{builds[0].imageMetadata, builds}
 	}
-	data, err := json.MarshalIndent(content, "", "  ")
+	data, err := json.MarshalIndent(top, "", "  ")
 	if err != nil {
 		return fmt.Errorf("metadata file: %w", err)
 	}
-	if err := replaceFile(c.metadataFile, append(data, '\n')); err != nil {
-		var onPath *fs.PathError
-		if errors.As(err, &onPath) {
-			err = onPath.Err // of a temporary file that nobody knows
-		}
-		return fmt.Errorf("metadata file %s: %w", c.metadataFile, err)
+	return putFile("metadata file", c.metadataFile, append(data, '\n'))
+}
+
+// writeIID writes --iidfile: the ID of the image, as docker buildx has it.
+func (c *frameworkCommand) writeIID(list []*job) error {
+	if c.iidFile == "" || len(list) != 1 || list[0].err != nil || list[0].result == nil {
+		return nil
 	}
-	return nil
+	id := cmp.Or(list[0].result.ConfigDigest, list[0].result.Digest)
+	return putFile("iidfile", c.iidFile, []byte(id))
+}
+
+// putFile writes a file, whole or not at all; what is what messages call it.
+func putFile(what, name string, data []byte) error {
+	err := replaceFile(name, data)
+	if err == nil {
+		return nil
+	}
+	if onPath := (*fs.PathError)(nil); errors.As(err, &onPath) {
+		err = onPath.Err // of a temporary file that nobody knows
+	}
+	return fmt.Errorf("%s %s: %w", what, name, err)
 }
 
 // replaceFile writes data to a new file and puts it in the place of name.
