@@ -84,7 +84,7 @@ var (
 		`\bdenied\b|insufficient_scope|authorization failed|\b403 forbidden`)
 	netWords = regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|tls: |tls handshake|x509: |server gave http response to https client|` +
 		`connection reset|broken pipe|network is unreachable|no route to host|unexpected eof|: eof\b|^eof$|context deadline exceeded|` +
-		`unexpected http status|unexpected status|\b429 too many|\b5\d\d (?:internal|not|bad|service|gateway)|server misbehaving|client\.timeout`)
+		`unexpected http status|unexpected status|parsing http (?:429|5\d\d) response|\b429 too many|\b5\d\d (?:internal|not|bad|service|gateway)|server misbehaving|client\.timeout`)
 )
 
 // classOf tells the class of what a daemon says about a pull, a push or itself.
