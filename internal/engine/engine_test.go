@@ -195,6 +195,39 @@ func TestFailureClasses(t *testing.T) {
 	}
 }
 
+// TestSteps checks what is told of each step: its line, how long it took, and whether it
+// had been done before.
+func TestSteps(t *testing.T) {
+	r := theRig(t)
+	for _, w := range ways {
+		if w.kind == engine.KindDockerd {
+			continue // as with a given one
+		}
+		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
+			log := &recorder{}
+			e := open(t, r.config(t, w.kind, log))
+			req := r.request(t, "FROM BUSYBOX\n\nRUN "+w.mount+"usleep 300000 && echo "+w.name+"\nWORKDIR /"+strings.ReplaceAll(w.name, " ", "-")+"\nRUN echo last\n")
+			_, err := e.Build(testContext(t), req)
+			require.NoError(t, err)
+			first := log.done(t, "usleep")
+			require.Equal(t, 3, first.Line)
+			require.False(t, first.Cached)
+			require.GreaterOrEqual(t, first.Duration, 300*time.Millisecond)
+			require.Equal(t, 5, log.done(t, "echo last").Line)
+
+			log.forget()
+			_, err = e.Build(testContext(t), req)
+			require.NoError(t, err)
+			again := log.done(t, "usleep")
+			require.True(t, again.Cached)
+			require.Less(t, again.Duration, first.Duration)
+			require.Equal(t, first.Name, again.Name)
+			require.Empty(t, log.lines("usleep"))
+		})
+	}
+}
+
 // TestLosslessLog has a step write 20 MB as fast as it can.
 func TestLosslessLog(t *testing.T) {
 	r := theRig(t)

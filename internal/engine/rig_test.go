@@ -176,6 +176,13 @@ func (r *recorder) all() []portainer.Event {
 	return slices.Clone(r.events)
 }
 
+// forget forgets all events.
+func (r *recorder) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = nil
+}
+
 // lines returns the output of steps whose name contains s.
 func (r *recorder) lines(s string) []string {
 	ids := map[int]bool{}
