@@ -168,6 +168,7 @@ func TestOddContextsSameAsDocker(t *testing.T) {
 		{name: "nothing", files: nil, dockerfile: copyAll},
 		{name: "everything left out", files: []string{"a", ".dockerignore\n*"}, dockerfile: copyAll},
 		{name: "socket", files: []string{"a\nx"}, make: socket, dockerfile: "FROM scratch\nCOPY a /\n"},
+		{name: "copied socket", files: []string{"a\nx"}, make: socket, dockerfile: copyAll},
 		{name: "device", files: []string{"a"}, dockerfile: copyAll, make: func(t *testing.T, dir string) {
 			require.NoError(t, unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 		}},
