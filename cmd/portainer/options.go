@@ -12,6 +12,7 @@ type optionFlags struct {
 	portainer.Options
 	buildContexts []string
 	annotations   []string
+	attests       []string
 	shmSize       sizeFlag
 }
 
@@ -27,7 +28,8 @@ func (o *optionFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.Compression, "compression", "", "of the layers: gzip, zstd, estargz or uncompressed (default gzip)")
 	f.IntVar(&o.CompressionLevel, "compression-level", 0, "the level of the compression (default: its own)")
 	f.StringVar(&o.SourceDateEpoch, "source-date-epoch", "", "seconds since 1970, in the place of every time in the image")
-	f.StringVar(&o.Provenance, "provenance", "", "attest how the image was built: min or max")
+	f.StringVar(&o.Provenance, "provenance", "", "attest how the image was built: min or max, or mode=…, true or false as buildx has it")
+	f.StringArrayVar(&o.attests, "attest", nil, "type=provenance[,mode=max] or type=sbom[,generator=IMAGE]; may be repeated")
 	f.StringVar(&o.SBOM, "sbom", "", "attest what is in the image: the image that finds out, or default")
 	f.BoolVar(&o.Squash, "squash", false, "make one layer of all that the Dockerfile adds")
 }
@@ -40,6 +42,9 @@ func (o *optionFlags) options() (portainer.Options, error) {
 		return out, err
 	}
 	if out.Annotations, err = pairs("annotation", o.annotations); err != nil {
+		return out, err
+	}
+	if err := attest(&out, o.attests); err != nil {
 		return out, err
 	}
 	out.ShmSize = int64(o.shmSize)
