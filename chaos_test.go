@@ -239,7 +239,7 @@ func (s *sim) accept(a actAccept) {
 		require.True(s.t, b.saved, "attempt %s launched before it was saved", at.task)
 		require.NotContains(s.t, s.tasks, at.task, "task id used twice")
 		require.Equal(s.t, o.Agent, at.agent)
-		require.LessOrEqual(s.t, b.attempts, chaosAttempts+b.invalid+b.oom, "too many attempts of %s", at.build.id)
+		require.LessOrEqual(s.t, b.attempts, chaosAttempts+b.invalid+b.oom+maxUnheard, "too many attempts of %s", at.build.id)
 		used = used.Add(at.build.resources)
 	}
 	require.True(s.t, o.Resources.Fits(used), "launched %v on an offer of %v", used, o.Resources)

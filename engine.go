@@ -24,6 +24,9 @@ type Engine struct {
 	// TLS has the daemon at a tcp:// Host spoken to over TLS. Nil means without,
 	// unless the agent's own DOCKER_TLS_VERIFY and DOCKER_CERT_PATH say otherwise.
 	TLS *EngineTLS
+	// AllowVFS lets an engine that is started for the build start also where overlay
+	// file systems do not work. It then copies the whole image for every step.
+	AllowVFS bool
 }
 
 // An EngineTLS says how a daemon is spoken to over TLS. However it is printed or
@@ -78,7 +81,7 @@ func (e *Engine) validate() []error {
 
 // wire is e as executors are told.
 func (e *Engine) wire() wire.Engine {
-	out := wire.Engine{Kind: e.Kind, Host: e.Host}
+	out := wire.Engine{Kind: e.Kind, Host: e.Host, AllowVFS: e.AllowVFS}
 	if e.TLS != nil {
 		out.TLS, out.CA, out.ClientCert = true, e.TLS.CA, len(e.TLS.Key) > 0
 	}

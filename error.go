@@ -8,7 +8,8 @@ import (
 )
 
 // A Class says why a build made no image, and so what to do about it. Only
-// ClassLost, ClassLaunch and ClassPreempted are retried by themselves.
+// ClassLost, ClassLaunch and ClassPreempted are retried by themselves, and ClassDisk
+// when it kept the engine from starting.
 type Class string
 
 // The classes of failure.
@@ -28,18 +29,27 @@ const (
 	ClassContext   Class = "context"   // a base image needs the build context, which was not sent
 )
 
-// Retriable reports whether another attempt on another agent can help.
+// Retriable reports whether another attempt on another agent can help, whatever the
+// phase.
 func (c Class) Retriable() bool {
 	return c == ClassLost || c == ClassLaunch || c == ClassPreempted
 }
 
-// sentinel is the error that a BuildError of this class wraps.
-func (c Class) sentinel() error {
-	switch c {
+// Retriable reports whether another attempt on another agent can help. Besides its
+// class it may be the phase that says so: a build that ran out of disk will do so
+// elsewhere, but an agent that had too little to begin with says nothing of others.
+func (e *BuildError) Retriable() bool {
+	return e.Class.Retriable() || e.Class == ClassDisk && e.Phase == PhaseLaunch
+}
+
+// sentinel is the error that e wraps.
+func (e *BuildError) sentinel() error {
+	if e.Retriable() {
+		return ErrLost
+	}
+	switch e.Class {
 	case ClassInvalid:
 		return ErrInvalid
-	case ClassLost, ClassLaunch, ClassPreempted:
-		return ErrLost
 	case ClassStaging:
 		return ErrStaging
 	case ClassCancelled:
@@ -85,7 +95,7 @@ func (e *BuildError) Error() string {
 	if e.Err != nil {
 		b.WriteString(e.Err.Error())
 	} else {
-		b.WriteString(e.Class.sentinel().Error())
+		b.WriteString(e.sentinel().Error())
 	}
 	if e.Attempt > 0 {
 		where := e.Hostname
@@ -99,13 +109,13 @@ func (e *BuildError) Error() string {
 
 // Unwrap returns e.Err and the sentinel of e.Class.
 func (e *BuildError) Unwrap() []error {
-	if e.Err != nil && errors.Is(e.Err, e.Class.sentinel()) {
+	if e.Err != nil && errors.Is(e.Err, e.sentinel()) {
 		return []error{e.Err}
 	}
 	if e.Err == nil {
-		return []error{e.Class.sentinel()}
+		return []error{e.sentinel()}
 	}
-	return []error{e.Err, e.Class.sentinel()}
+	return []error{e.Err, e.sentinel()}
 }
 
 // classOfEnd is the class of a build that ends because ctx does.

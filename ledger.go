@@ -83,6 +83,7 @@ const (
 	killMax           = 2 * time.Minute
 	retryMin          = time.Second
 	retryMax          = time.Minute
+	maxUnheard        = 5                // launches that may get lost without being counted as attempts
 	terminalDataLimit = 15 * time.Minute // agents resend an update at least every 10 minutes
 )
 
@@ -119,6 +120,7 @@ type build struct {
 	explained time.Time
 	launches  int // attempts launched, which number them
 	counted   int // of these, the ones that count against maxAttempts
+	unheard   int // of those that do not, the ones of which nobody ever spoke
 	oomRaised bool
 	avoid     map[AgentID]time.Time // until when
 	current   *attempt              // nil while waiting

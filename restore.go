@@ -16,7 +16,7 @@ func (l *ledger) restore(now time.Time, records []record) {
 				constraints: r.Constraints, registries: r.Registries,
 				maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, ownSecrets: r.OwnSecrets, task: r.Task, outputs: r.Outputs,
 			},
-			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, oomRaised: r.OOMRaised,
+			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, unheard: r.Unheard, oomRaised: r.OOMRaised,
 			restored: true, lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result, delivered: r.Delivered,
 		}
 		if r.Failure != nil {

@@ -58,6 +58,7 @@ type record struct {
 	Submitted   time.Time       `json:"submitted"`
 	Launches    int             `json:"launches"`
 	Counted     int             `json:"counted"`
+	Unheard     int             `json:"unheard,omitempty"`
 	OOMRaised   bool            `json:"oom_raised,omitempty"`
 	Attempts    []attemptRecord `json:"attempts,omitempty"` // those not known to have ended
 	Lease       lease           `json:"lease"`
@@ -274,7 +275,7 @@ func (m *logMark) close() error { return m.file.Close() }
 func (b *build) record() record {
 	r := record{
 		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, Registries: b.registries,
-		MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB, OwnSecrets: b.ownSecrets, Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, OOMRaised: b.oomRaised,
+		MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB, OwnSecrets: b.ownSecrets, Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, Unheard: b.unheard, OOMRaised: b.oomRaised,
 		Lease: b.lease, Done: b.done, Result: b.result, Outputs: b.outputs, Delivered: b.delivered,
 	}
 	for _, at := range b.live {

@@ -146,8 +146,12 @@ func (l *ledger) end(now time.Time, at *attempt, u update) {
 		l.succeed(now, at, outcome)
 		return
 	}
-	if u.reason == "REASON_INVALID_OFFERS" {
-		at.build.counted-- // the offer was gone before the task began: nobody's fault
+	switch b := at.build; {
+	case u.reason == "REASON_INVALID_OFFERS":
+		b.counted-- // the offer was gone before the task began: nobody's fault
+	case u.reason == "REASON_RECONCILIATION" && !at.heard && b.unheard < maxUnheard:
+		b.unheard++
+		b.counted-- // the launch was lost on its way: the build was not tried
 	}
 	l.retryOrFail(now, at, failure, u.reason)
 }
@@ -185,7 +189,7 @@ func (l *ledger) retryOrFail(now time.Time, at *attempt, failure *BuildError, re
 		l.retry(now, at, failure, 0)
 	case failure.Class == ClassContext && b.onDemand && !l.draining:
 		l.askContext(now, at, failure)
-	case !failure.Class.Retriable() || l.draining:
+	case !failure.Retriable() || l.draining:
 		l.fail(now, b, at, failure)
 	case reason == "REASON_INVALID_OFFERS":
 		l.retry(now, at, failure, 0)
@@ -194,7 +198,7 @@ func (l *ledger) retryOrFail(now time.Time, at *attempt, failure *BuildError, re
 		l.fail(now, b, at, failure)
 	default:
 		b.avoid[at.agent] = now.Add(l.policy.avoidFor)
-		wait := min(retryMax, retryMin<<min(b.counted-1, 10))
+		wait := min(retryMax, retryMin<<min(b.counted+b.unheard-1, 10))
 		l.retry(now, at, failure, time.Duration(float64(wait)*(0.5+l.jitter()/2)))
 	}
 }

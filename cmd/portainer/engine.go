@@ -12,6 +12,7 @@ import (
 type engineFlags struct {
 	kind         string
 	buildkitAddr string
+	allowVFS     bool
 
 	caFile, certFile, keyFile string
 }
@@ -19,6 +20,7 @@ type engineFlags struct {
 func (f *engineFlags) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.kind, "engine", "auto", "what builds on the agent: auto, docker (needs --docker-host), dockerd or buildkitd")
 	flags.StringVar(&f.buildkitAddr, "buildkit-addr", "", "build with the BuildKit daemon at this address on each agent, such as unix:///run/buildkit/buildkitd.sock or tcp://host:port")
+	flags.BoolVar(&f.allowVFS, "allow-vfs", false, "let an engine start on an agent where only copying storage drivers work (vfs, native)")
 	flags.StringVar(&f.caFile, "engine-ca", "", "speak TLS to the daemon of --docker-host or --buildkit-addr, and trust what the certificates in this PEM file vouch for")
 	flags.StringVar(&f.certFile, "engine-cert", "", "speak TLS to it, and show it the certificate in this PEM file")
 	flags.StringVar(&f.keyFile, "engine-key", "", "the PEM file that holds its private key")
@@ -26,7 +28,7 @@ func (f *engineFlags) addFlags(flags *pflag.FlagSet) {
 
 // config is what they say, given a Docker daemon's address or "".
 func (f *engineFlags) config(dockerHost string) (portainer.Engine, error) {
-	engine := portainer.Engine{Kind: f.kind}
+	engine := portainer.Engine{Kind: f.kind, AllowVFS: f.allowVFS}
 	switch {
 	case f.kind != "auto" && f.kind != "docker" && f.kind != "dockerd" && f.kind != "buildkitd":
 		return engine, usagef("--engine is auto, docker, dockerd or buildkitd, not %q", f.kind)

@@ -23,6 +23,7 @@ func (a *attempt) engineConfig(ctx context.Context, staged *stagedContexts) (eng
 	cfg := engine.Config{
 		Kind:     t.Engine.Kind,
 		Host:     t.Engine.Host,
+		AllowVFS: t.Engine.AllowVFS,
 		Sandbox:  a.sandbox,
 		Insecure: t.Insecure,
 		Bundler:  staged.main,

@@ -17,9 +17,10 @@ type Daemon struct {
 	Host string // its address, as DOCKER_HOST spells it
 	Pid  int
 
-	run string // short directory for sockets
-	dir string // of its data
-	p   *process
+	run  string // short directory for sockets
+	dir  string // of its data
+	args []string
+	p    *process
 }
 
 // StartDaemon starts a dockerd with its data in dir. It has no bridge network:
@@ -38,30 +39,40 @@ func StartDaemon(ctx context.Context, dir string, args ...string) (d *Daemon, er
 	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
 		return nil, err
 	}
-	socket := filepath.Join(run, "docker.sock")
-	p, err := start(filepath.Join(run, "dockerd.log"), nil, "dockerd", append([]string{
+	d = &Daemon{Host: "unix://" + filepath.Join(run, "docker.sock"), run: run, dir: filepath.Join(dir, "docker"), args: append([]string{
 		"--config-file", config,
 		"--data-root", filepath.Join(dir, "docker"),
 		"--exec-root", filepath.Join(run, "x"),
 		"--pidfile", filepath.Join(run, "docker.pid"),
-		"--host", "unix://" + socket,
+		"--host", "unix://" + filepath.Join(run, "docker.sock"),
 		"--bridge=none", "--iptables=false", "--ip6tables=false",
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
-	}, args...)...)
-	if err != nil {
-		return nil, err
+	}, args...)}
+	return d, d.Restart(ctx)
+}
+
+// Restart starts the daemon again, after Kill.
+func (d *Daemon) Restart(ctx context.Context) error {
+	// Its containerd died with it, but a dockerd that finds the process there still,
+	// be it a zombie, waits for it in vain.
+	if err := os.Remove(filepath.Join(d.run, "x", "containerd", "containerd.pid")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
-	d = &Daemon{Host: "unix://" + socket, Pid: p.cmd.Process.Pid, run: run, dir: filepath.Join(dir, "docker"), p: p}
+	p, err := start(filepath.Join(d.run, "dockerd.log"), nil, "dockerd", d.args...)
+	if err != nil {
+		return err
+	}
+	d.p, d.Pid = p, p.cmd.Process.Pid
 	t := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(d.Host, "unix://"))
 		},
 	}
 	if err := p.ready(ctx, func() error { return get(ctx, t, "http://docker/_ping") }); err != nil {
-		return nil, errors.Join(err, p.stop())
+		return errors.Join(err, p.stop())
 	}
-	return d, nil
+	return nil
 }
 
 // Stop stops the daemon and removes its sockets. Its data stays for the caller
@@ -74,6 +85,12 @@ func (d *Daemon) Stop() error {
 // StartBuildkitd starts a buildkitd of Tools with its data in dir. args say where it
 // listens. The caller stops it.
 func StartBuildkitd(ctx context.Context, dir string, args ...string) (d *Daemon, err error) {
+	return StartBoundBuildkitd(ctx, dir, "", args...)
+}
+
+// StartBoundBuildkitd starts a buildkitd whose containers run below a cgroup. Unless
+// args say where else it listens at Host.
+func StartBoundBuildkitd(ctx context.Context, dir, cgroup string, args ...string) (d *Daemon, err error) {
 	run, err := os.MkdirTemp("/tmp", "dt-")
 	if err != nil {
 		return nil, err
@@ -85,16 +102,20 @@ func StartBuildkitd(ctx context.Context, dir string, args ...string) (d *Daemon,
 	}()
 	data := filepath.Join(dir, "buildkit")
 	text := fmt.Sprintf("root = %q\n[otel]\n  socketPath = %q\n[cdi]\n  disabled = true\n[worker.containerd]\n  enabled = false\n"+
-		"[worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n  networkMode = \"host\"\n", data, filepath.Join(run, "otel.sock"))
+		"[worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n  networkMode = \"host\"\n  defaultCgroupParent = %q\n", data, filepath.Join(run, "otel.sock"), cgroup)
 	config := filepath.Join(run, "buildkitd.toml")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
+	}
+	host := "unix://" + filepath.Join(run, "buildkitd.sock")
+	if len(args) == 0 {
+		args = []string{"--addr", host}
 	}
 	p, err := start(filepath.Join(run, "buildkitd.log"), nil, "buildkitd", append([]string{"--config", config}, args...)...)
 	if err != nil {
 		return nil, err
 	}
-	d = &Daemon{Pid: p.cmd.Process.Pid, run: run, dir: data, p: p}
+	d = &Daemon{Host: host, Pid: p.cmd.Process.Pid, run: run, dir: data, p: p}
 	err = p.ready(ctx, func() error {
 		if d.TCP() == "" && !strings.Contains(p.log(), "running server on /") {
 			return errors.New("it does not listen yet")

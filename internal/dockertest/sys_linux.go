@@ -13,8 +13,9 @@ import (
 // interrupted test can still stop it in order.
 func sysProcAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
-// unmountBelow undoes what a dockerd leaves mounted below dir: the network
-// namespace of its containers without a network of their own.
+// unmountBelow undoes what a dockerd leaves mounted at and below dir: the network
+// namespace of its containers without a network of their own, and, when it was
+// killed, its data.
 func unmountBelow(dir string) error {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -23,7 +24,7 @@ func unmountBelow(dir string) error {
 	var points []string
 	for line := range strings.Lines(string(data)) {
 		// proc(5): the fifth field is the mount point.
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4]+"/", dir+"/") {
 			points = append(points, fields[4])
 		}
 	}

@@ -38,6 +38,9 @@ func openBuildKit(ctx context.Context, cfg Config) (*buildKit, error) {
 	if err != nil {
 		return nil, withCause(ctx, err)
 	}
+	if b.guards, err = guestDisk(cfg, cfg.Host); err != nil {
+		return nil, errors.Join(err, b.c.Close())
+	}
 	return b, nil
 }
 
@@ -97,6 +100,7 @@ func (b *buildKit) build(ctx context.Context, j *job) (*built, error) {
 		"store":  "false",
 	}}
 	if b.stop == nil {
+		j.unbounded = true
 		// A daemon of our own has it in its configuration, for bases too.
 		for _, r := range j.cfg.Insecure {
 			if r == j.req.Registry {

@@ -87,7 +87,7 @@ func buildkitdConfig(cfg Config, h *home, runtime, certs string) string {
 	line("  binary = %q", runtime)
 	line(`  networkMode = "host"`)
 	if h.Rootless == "" {
-		line(`  snapshotter = "overlayfs"`)
+		line("  snapshotter = %q", h.driver("overlayfs", "native"))
 		line("  defaultCgroupParent = %q", h.Cgroup)
 	} else {
 		line("  noProcessSandbox = %t", procMasked())
@@ -97,7 +97,7 @@ func buildkitdConfig(cfg Config, h *home, runtime, certs string) string {
 	}
 	if cfg.DiskMB > 0 {
 		line("  gc = true")
-		line(`  maxUsedSpace = "%dMB"`, int64(cfg.DiskMB*0.9))
+		line(`  maxUsedSpace = "%dMB"`, cacheMB(cfg))
 		line(`  reservedSpace = "0MB"`)
 	}
 	b.WriteString(cfg.buildkitdRegistries(certs))

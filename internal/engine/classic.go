@@ -13,6 +13,7 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/build"
 	"github.com/docker/docker/api/types/container"
+	dockerclient "github.com/docker/docker/client"
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/pause"
@@ -42,8 +43,11 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	if opts.AuthConfigs, err = j.dockerAuths(ctx); err != nil {
 		return "", failure(portainer.PhaseBuild, portainer.ClassAuth, err)
 	}
-	if d.given {
-		// One of our own has a cgroup above all its containers.
+	switch {
+	case !d.given: // one of our own has a cgroup above all its containers
+	case d.guest != nil && d.guest.cgroup != "":
+		opts.CgroupParent = d.guest.cgroup
+	default:
 		opts.Memory = int64(j.cfg.MemMB * (1 << 20))
 		opts.MemorySwap = opts.Memory
 		if j.cfg.CPUs > 0 {
@@ -53,6 +57,7 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	watching, unwatch := context.WithCancel(ctx)
 	defer unwatch()
 	killed := d.watchKills(watching, opts.Memory)
+	d.running.Add(1)
 	body := j.classicBody(ctx, &opts)
 	log := &classicLog{j: j}
 	defer func() {
@@ -63,8 +68,13 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 		}
 		if err != nil {
 			log.end("not finished")
-			d.removeContainer(ctx, log.container)
+			// Of a step that was just beginning we may not have heard.
+			if d.removeContainer(ctx, log.container) && ctx.Err() == nil && !daemonGone(err) {
+				d.running.Add(-1)
+			}
+			return
 		}
+		d.running.Add(-1)
 	}()
 	resp, err := d.cli.ImageBuild(ctx, body, opts)
 	if err != nil {
@@ -80,7 +90,8 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	defer resp.Body.Close()
 	image, err = log.read(resp.Body)
 	if err != nil && killed(log.last) {
-		err = shortage{killed: true, limit: opts.Memory}.explain(err, "")
+		// It reached its limit, or nothing of it would have been killed.
+		err = shortage{killed: true, limit: opts.Memory, peak: opts.Memory}.explain(err, "")
 	}
 	if err != nil && ctx.Err() == nil {
 		var be *portainer.BuildError
@@ -91,24 +102,33 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	return image, err
 }
 
-// removeContainer removes the container of a step that was broken off and
-// returns when it is gone. The daemon removes it by itself, but in its own time.
-func (d *docker) removeContainer(ctx context.Context, id string) {
+// removeContainer removes the container of a step that was broken off. The daemon
+// removes it by itself, but in its own time. It reports false when it may be there
+// still.
+func (d *docker) removeContainer(ctx context.Context, id string) bool {
 	if id == "" {
-		return
+		return true
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
+	err := removeContainer(ctx, d.cli, id)
+	if err != nil {
+		d.cfg.Logger.Warn("container of a broken-off step not removed", "err", err)
+	}
+	return err == nil
+}
+
+// removeContainer removes a container and returns when it is gone.
+func removeContainer(ctx context.Context, cli *dockerclient.Client, id string) error {
 	for {
-		err := d.cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		err := cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
 		// It is gone when the daemon does not know it any more, not when it says
 		// that it has been removed, or is being removed by another.
 		switch {
-		case cerrdefs.IsNotFound(err) || daemonGone(err):
-			return
+		case cerrdefs.IsNotFound(err):
+			return nil
 		case err != nil && !cerrdefs.IsConflict(err) || pause.For(ctx, 10*time.Millisecond) != nil:
-			d.cfg.Logger.Warn("remove container of a broken-off step", "container", id, "err", err)
-			return
+			return fmt.Errorf("remove container %s: %w", id, err)
 		}
 	}
 }
@@ -141,6 +161,15 @@ type classicLog struct {
 	image     string
 }
 
+// made notes an image that the current instruction has made, as opposed to one that
+// was there before.
+func (l *classicLog) made(id string) {
+	word, _, _ := strings.Cut(l.text, " ")
+	if l.cur != nil && !l.cur.step.Cached && !strings.EqualFold(word, "FROM") {
+		l.j.made = append(l.j.made, id)
+	}
+}
+
 // The builder's own words (docker builder/dockerfile). While a container runs,
 // all but the sentence about its removal is output of the step.
 var (
@@ -148,7 +177,8 @@ var (
 	runningWords = regexp.MustCompile(`^ ---> Running in ([0-9a-f]{6,64})\n?$`)
 	removedWords = regexp.MustCompile(`^(?:Removing| ---> Removed) intermediate container ([0-9a-f]{6,64})\n?$`)
 	triggerWords = regexp.MustCompile(`^# Executing \d+ build triggers?\n?$`)
-	resultWords  = regexp.MustCompile(`^ ---> [0-9a-f]{6,64}\n?$|^Successfully (?:built|tagged) \S+\n?$|^\n$`)
+	madeWords    = regexp.MustCompile(`^ ---> ([0-9a-f]{6,64})\n?$`)
+	resultWords  = regexp.MustCompile(`^Successfully (?:built|tagged) \S+\n?$|^\n$`)
 )
 
 // read reads messages until the build has ended and returns the image's ID.
@@ -191,7 +221,7 @@ func (l *classicLog) read(r io.Reader) (image string, err error) {
 func (l *classicLog) failed(code int, msg string) error {
 	be := l.j.stepError(msg, nil, l.text, l.line)
 	if code != 0 && be.Class == portainer.ClassUser {
-		be.Err = fmt.Errorf("exit code %d", code)
+		be.Err = exitError(code)
 	}
 	l.end(be.Err.Error())
 	return be
@@ -236,7 +266,10 @@ func (l *classicLog) stream(text string) {
 		l.container, l.last = m[1], m[1]
 		return
 	}
+	made := madeWords.FindStringSubmatch(text)
 	switch {
+	case made != nil:
+		l.made(made[1])
 	case text == " ---> Using cache\n" && l.cur != nil:
 		l.cur.cached()
 	case resultWords.MatchString(text):

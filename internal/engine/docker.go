@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
+	imagetypes "github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/network"
 	dockerclient "github.com/docker/docker/client"
 	bk "github.com/moby/buildkit/client"
@@ -40,6 +43,8 @@ type docker struct {
 	bk      *bk.Client                      // its BuildKit; nil if it has none that we can reach
 	stop    func(ctx context.Context) error // nil if the daemon is not ours
 	guards  guard
+	guest   *guest       // nil if the daemon is ours, or is not on this machine
+	running atomic.Int64 // builds by the classic builder whose containers may be there
 
 	tagging sync.Mutex // one build at a time borrows names of images
 }
@@ -51,6 +56,21 @@ func openDocker(ctx context.Context, cfg Config) (*docker, error) {
 		return nil, err
 	}
 	d.given = true
+	info, err := d.cli.Info(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("docker daemon at %s: %w", cfg.Host, err), d.close(ctx))
+	}
+	// With the systemd driver a parent is a slice, which only systemd can make.
+	d.guest, err = openGuest(ctx, cfg, cfg.Host, info.DockerRootDir, info.CgroupDriver == "cgroupfs")
+	if err != nil && d.guest == nil {
+		return nil, errors.Join(err, d.close(ctx))
+	}
+	if err != nil {
+		cfg.Logger.Info("a limit for each container must do", "host", cfg.Host, "err", err)
+	}
+	if d.guest != nil {
+		d.guards = d.guest.guards
+	}
 	return d, nil
 }
 
@@ -166,6 +186,15 @@ func (d *docker) build(ctx context.Context, j *job) (*built, error) {
 		}
 		j.report.info("built by BuildKit because %s; this daemon's BuildKit drops output beyond 200 KiB a second", why)
 	}
+	// A parent for its cgroups would be part of the key of each step's cache.
+	j.unbounded = d.given && builder != ability.Classic
+	if d.given {
+		defer func() {
+			if ctx.Err() != nil {
+				d.discard(ctx, j)
+			}
+		}()
+	}
 	switch {
 	case builder == ability.Classic:
 		b.by = d.called("classic")
@@ -196,6 +225,24 @@ func (d *docker) build(ctx context.Context, j *job) (*built, error) {
 		b.digest, err = d.push(ctx, j)
 	}
 	return b, err
+}
+
+// discard removes from a daemon that is another's the images that the steps of a
+// cancelled build have made there: those of one that failed are the cache of the next
+// try. What somebody uses meanwhile stays.
+func (d *docker) discard(ctx context.Context, j *job) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	for _, id := range slices.Backward(j.made) {
+		had, err := d.cli.ImageInspect(ctx, id)
+		if err != nil || len(had.RepoTags) > 0 {
+			continue
+		}
+		_, err = d.cli.ImageRemove(ctx, id, imagetypes.RemoveOptions{PruneChildren: false})
+		if err != nil && !cerrdefs.IsNotFound(err) && !cerrdefs.IsConflict(err) {
+			d.cfg.Logger.Warn("image of a cancelled build not removed", "image", id, "err", err)
+		}
+	}
 }
 
 // builders returns what the daemon builds j with, the preferred first.
@@ -236,6 +283,9 @@ func (d *docker) close(ctx context.Context) error {
 	errs = append(errs, d.cli.Close())
 	if d.stop != nil {
 		errs = append(errs, d.stop(ctx))
+	}
+	if d.guest != nil && d.guest.leave != nil {
+		errs = append(errs, d.guest.leave(ctx, d.running.Load() == 0))
 	}
 	return errors.Join(errs...)
 }

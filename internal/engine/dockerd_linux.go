@@ -35,7 +35,7 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 	// Whatever /etc/docker/daemon.json says is for another daemon, and 20.10
 	// does not read an empty file.
 	config := filepath.Join(h.run, "daemon.json")
-	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, dockerdConfig(cfg), 0o600); err != nil {
 		return nil, err
 	}
 	socket := filepath.Join(h.run, "docker.sock")
@@ -49,7 +49,7 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 		// Two daemons in one network namespace would fight over docker0 and
 		// iptables, and the machine's own may be the other.
 		"--bridge=none", "--iptables=false", "--ip6tables=false",
-		"--storage-driver", "overlay2",
+		"--storage-driver", h.driver("overlay2", "vfs"),
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
 		"--cgroup-parent", h.Cgroup,
 	}
@@ -110,6 +110,15 @@ func (h *home) shortTemp() (string, error) {
 		return "", fmt.Errorf("short name for %s: %w", there, err)
 	}
 	return dir, nil
+}
+
+// dockerdConfig is the configuration of a dockerd of our own: it throws cache of
+// BuildKit away before that fills the disk.
+func dockerdConfig(cfg Config) []byte {
+	if cfg.DiskMB <= 0 {
+		return []byte("{}\n")
+	}
+	return fmt.Appendf(nil, `{"builder": {"gc": {"enabled": true, "defaultKeepStorage": "%dMB"}}}`+"\n", cacheMB(cfg))
 }
 
 // ping asks the daemon behind a socket whether it is there.

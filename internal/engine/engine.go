@@ -87,7 +87,12 @@ type Config struct {
 	// Logger is for the engine's own log. nil means none.
 	Logger *slog.Logger
 
-	// CPUs, MemMB and DiskMB bound what the builds may use; 0 means no bound.
+	// AllowVFS lets an engine of our own start where overlay file systems do not
+	// work, with a storage driver that copies the whole image for every step.
+	AllowVFS bool
+
+	// CPUs, MemMB and DiskMB bound what the builds may use; 0 means no bound. An
+	// engine is not opened where DiskMB are not free.
 	CPUs, MemMB, DiskMB float64
 }
 
@@ -199,6 +204,7 @@ func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.R
 	}
 	b, err := e.backend.build(ctx, j)
 	short := watch()
+	short.suspected = short.suspected && j.unbounded
 	if err != nil {
 		err = short.explain(err, j.report.lastWords())
 		return nil, j.error(ctx, err)
@@ -245,7 +251,9 @@ type job struct {
 	probe  *probe // of the registry that is pushed to
 	solved bool   // BuildKit has built it: what is exported further comes from its cache
 
-	archives bool // contexts are sent to BuildKit as archives, see errUnlike
+	archives  bool     // contexts are sent to BuildKit as archives, see errUnlike
+	made      []string // images that the classic builder made, the oldest first
+	unbounded bool     // what its steps use can neither be bounded nor told
 }
 
 // remoteDockerfile reports whether the Dockerfile is in a context that only the

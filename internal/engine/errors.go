@@ -141,6 +141,17 @@ func exitCode(msg string) (code int, ok bool) {
 	return 0, false
 }
 
+// errSIGKILL is how shells tell that what they ran was killed.
+var errSIGKILL = errors.New("exit code 137, which means SIGKILL: sent by the step itself, by somebody on the agent, or by its kernel for want of memory")
+
+// exitError says that a command of a step failed.
+func exitError(code int) error {
+	if code == 128+9 {
+		return errSIGKILL
+	}
+	return fmt.Errorf("exit code %d", code)
+}
+
 // parseErrors finds the line of an error in the Dockerfile itself.
 var parseErrors = regexp.MustCompile(`(?i)dockerfile parse error(?: on)? line (\d+): (.*)`)
 
@@ -172,7 +183,7 @@ func (j *job) stepError(msg string, cause error, step string, line int) *portain
 		return be
 	}
 	if code, ok := exitCode(msg); ok {
-		be.Err = fmt.Errorf("exit code %d", code)
+		be.Err = exitError(code)
 		return be
 	}
 	if vanished.MatchString(cause.Error()) {

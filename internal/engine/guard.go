@@ -18,6 +18,7 @@ type guard interface {
 type shortage struct {
 	killed      bool  // processes were killed for want of memory
 	limit, peak int64 // of memory, in bytes; 0 if unknown
+	suspected   bool  // somewhere on this machine a process was killed for that
 	full        bool  // the disk was full
 	where       string
 }
@@ -39,7 +40,14 @@ func (s shortage) explain(err error, lastWords string) error {
 				bound += fmt.Sprintf(" and the build used %s", megabytes(s.peak))
 			}
 		}
-		out.Err = fmt.Errorf("out of memory%s (%w)", bound, be.Err)
+		out.Err = fmt.Errorf("out of memory%s", bound)
+		if !errors.Is(be.Err, errSIGKILL) { // which says no more
+			out.Err = fmt.Errorf("%w (%w)", out.Err, be.Err)
+		}
+	case s.suspected && errors.Is(be.Err, errSIGKILL):
+		out.Class = portainer.ClassOOM
+		out.Err = errors.New("out of memory: while the step ran the kernel killed a process of it, or of another container on the same machine; " +
+			"the daemon does not let the memory of a step be bounded or told")
 	case s.full && (diskWords.MatchString(strings.ToLower(lastWords)) || diskWords.MatchString(be.Err.Error())):
 		out.Class = portainer.ClassDisk
 		out.Err = fmt.Errorf("no space left on the disk of %s (%w)", s.where, be.Err)

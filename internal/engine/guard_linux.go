@@ -1,19 +1,26 @@
 package engine
 
 import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/org/portainer"
 )
 
 // sampleDisk is how often the free space of a home's disk is looked at. A step
 // that fails for want of it gives it back as soon as it is cleaned up after.
 const sampleDisk = 20 * time.Millisecond
 
-// nearlyFull is how little free space means that a step may have wanted more: it
-// need not have tried to write the last byte.
-const nearlyFull = 4 << 20
+// nearlyFull is how little free space means that a step may have wanted more. It need
+// not have tried to write the last byte, and ext4 and xfs keep up to 32 MB to
+// themselves (kernel fs/ext4/super.c, ext4_calculate_resv_clusters).
+const nearlyFull = 64 << 20
 
 // watch implements guard.
 func (h *home) watch() (stop func() shortage) {
@@ -23,14 +30,66 @@ func (h *home) watch() (stop func() shortage) {
 		before = h.memory.kills()
 		h.counting.Unlock()
 	}
-	s := shortage{where: h.Data}
+	onMachine, disk := machineKills(), h.disk.watch()
+	return func() shortage {
+		s := disk()
+		if h.memory != nil {
+			h.counting.Lock()
+			s.killed = h.memory.kills() > before
+			h.counting.Unlock()
+			s.limit, s.peak = h.memory.limit, h.memory.peak()
+		}
+		s.suspected = machineKills() > onMachine
+		return s
+	}
+}
+
+// A neighbour watches what can be seen of a daemon that is another's, but on this
+// machine.
+type neighbour struct{ disk space }
+
+// watch implements guard.
+func (n neighbour) watch() (stop func() shortage) {
+	before, disk := machineKills(), n.disk.watch()
+	return func() shortage {
+		s := disk()
+		s.suspected = machineKills() > before
+		return s
+	}
+}
+
+// machineKills returns how many processes of this machine have been killed for want
+// of memory, their machine's or their cgroup's (kernel mm/oom_kill.c).
+func machineKills() int {
+	data, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if n, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			kills, err := strconv.Atoi(strings.TrimSpace(n))
+			if err != nil {
+				return 0
+			}
+			return kills
+		}
+	}
+	return 0
+}
+
+// A space watches the free space of the disk that holds a directory.
+type space struct{ dir, name string }
+
+// watch implements guard.
+func (d space) watch() (stop func() shortage) {
+	s := shortage{where: d.name}
 	end := make(chan struct{})
 	var sampling sync.WaitGroup
 	sampling.Go(func() {
 		t := time.NewTicker(sampleDisk)
 		defer t.Stop()
 		for {
-			if free, err := freeSpace(h.Data); err == nil && free < nearlyFull {
+			if free, err := freeSpace(d.dir); err == nil && free < nearlyFull {
 				s.full = true
 			}
 			select {
@@ -43,14 +102,24 @@ func (h *home) watch() (stop func() shortage) {
 	return func() shortage {
 		close(end)
 		sampling.Wait()
-		if h.memory != nil {
-			h.counting.Lock()
-			s.killed = h.memory.kills() > before
-			h.counting.Unlock()
-			s.limit, s.peak = h.memory.limit, h.memory.peak()
-		}
 		return s
 	}
+}
+
+// minSpace is what must be free for a build that does not say how much it needs: less
+// hardly holds a base image and a layer.
+const minSpace = 256
+
+// enoughSpace returns an error when a disk has not got the room that the task was
+// promised. Another agent may have.
+func enoughSpace(cfg Config, disk space) error {
+	free, err := freeSpace(disk.dir)
+	need := max(minSpace, int64(cfg.DiskMB))
+	if err != nil || free>>20 >= need {
+		return nil //nolint:nilerr // what cannot be measured is not known to be short
+	}
+	return failure(portainer.PhaseLaunch, portainer.ClassDisk,
+		fmt.Errorf("the disk of %s has %s free and a build needs %d MB", disk.name, megabytes(free), need))
 }
 
 // freeSpace returns the bytes that are free for root on the disk that holds dir.

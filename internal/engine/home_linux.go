@@ -43,11 +43,17 @@ type home struct {
 	Made []string `json:"made"`
 	// Rootless is the rootlesskit that the daemon runs in; "" means that it is root's.
 	Rootless string `json:"rootless,omitempty"`
+	// Host is the address of the Docker daemon whose containers run there; "" if
+	// the home is that of a daemon of our own. There is no Data then.
+	Host string `json:"host,omitempty"`
 
 	run    string   // short directory: sockets, pid files, state
 	lock   *os.File // stateFile, locked
 	daemon *daemon  // nil before it is started
 	memory *memory  // what its containers use; nil if they are not bounded
+	disk   space    // that it is on
+	copies bool     // overlays do not work there, and need not
+	tidy   bool     // the daemon at Host has no container of ours
 	log    *slog.Logger
 
 	counting sync.Mutex // of kills
@@ -78,25 +84,41 @@ func newDaemonHome(ctx context.Context, cfg Config, program, slow string) (*home
 	if err := writableCgroups(); err != nil {
 		return nil, err
 	}
-	h, err := newHome(ctx, cfg, "")
+	h, err := newHome(ctx, cfg, "", "")
 	if err != nil {
 		return nil, err
 	}
-	if err := tryOverlay(h.Data); err != nil {
+	if err := enoughSpace(cfg, h.disk); err != nil {
+		return nil, errors.Join(err, h.close(context.WithoutCancel(ctx)))
+	}
+	err = tryOverlay(h.Data)
+	h.copies = err != nil && cfg.AllowVFS
+	if err != nil && !h.copies {
 		err = fmt.Errorf("the data of %s would be in %s, where only its %s works, which copies an image for every step "+
-			"and is refused: %w; let the agent's work directory be on ext4 or xfs", filepath.Base(program), h.Data, slow, err)
+			"and is refused: %w; let the agent's work directory be on ext4 or xfs, or allow it with --allow-vfs", filepath.Base(program), h.Data, slow, err)
 		return nil, errors.Join(err, h.close(context.WithoutCancel(ctx)))
 	}
 	return h, nil
 }
 
+// driver returns which of two storage drivers works here.
+func (h *home) driver(overlay, copying string) string {
+	if h.copies {
+		return copying
+	}
+	return overlay
+}
+
+// cacheMB is how much of its disk a daemon of our own may fill with cache.
+func cacheMB(cfg Config) int64 { return int64(cfg.DiskMB * 0.9) }
+
 // newHome makes the directories of a new engine, and its cgroup unless it is to run
-// in rootlesskit.
-func newHome(ctx context.Context, cfg Config, rootlesskit string) (_ *home, err error) {
+// in rootlesskit. host is the address of the daemon if that is not our own.
+func newHome(ctx context.Context, cfg Config, rootlesskit, host string) (_ *home, err error) {
 	if len(cfg.Temp) > maxTemp {
 		return nil, fmt.Errorf("directory for sockets %s: its path is longer than %d bytes", cfg.Temp, maxTemp)
 	}
-	h := &home{ID: strings.ToLower(rand.Text()[:16]), Rootless: rootlesskit, log: cfg.Logger}
+	h := &home{ID: strings.ToLower(rand.Text()[:16]), Rootless: rootlesskit, Host: host, log: cfg.Logger}
 	h.run = filepath.Join(cfg.Temp, homePrefix+h.ID[:8])
 	if err := os.Mkdir(h.run, 0o700); err != nil {
 		return nil, err
@@ -113,7 +135,10 @@ func newHome(ctx context.Context, cfg Config, rootlesskit string) (_ *home, err 
 	if sandbox, err = filepath.Abs(sandbox); err != nil {
 		return nil, err
 	}
-	h.Data = filepath.Join(sandbox, "engine-"+h.ID[:8])
+	if host == "" {
+		h.Data = filepath.Join(sandbox, "engine-"+h.ID[:8])
+		h.disk = space{h.Data, h.Data}
+	}
 	if rootlesskit == "" {
 		h.Cgroup = filepath.Join(ownCgroup(), homePrefix+h.ID)
 		h.Made = missingDirs(h.Cgroup)
@@ -121,8 +146,10 @@ func newHome(ctx context.Context, cfg Config, rootlesskit string) (_ *home, err 
 	if h.lock, err = h.writeState(); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(h.Data, 0o711); err != nil {
-		return nil, errors.Join(err, h.lock.Close())
+	if h.Data != "" {
+		if err := os.Mkdir(h.Data, 0o711); err != nil {
+			return nil, errors.Join(err, h.lock.Close())
+		}
 	}
 	if rootlesskit != "" {
 		h.memory = ownMemory()
@@ -166,17 +193,28 @@ func (h *home) remove(ctx context.Context) error {
 		h.memory = nil
 	}
 	errs = append(errs, h.killAll(ctx))
-	for _, dir := range []string{h.Data, h.run} {
-		errs = append(errs, unmountBelow(dir))
+	if h.Data != "" {
+		errs = append(errs, unmountBelow(h.Data))
 	}
-	if h.Rootless == "" {
-		errs = append(errs, removeCgroup(ctx, h.Cgroup, h.Made), os.RemoveAll(h.Data))
-	} else {
+	errs = append(errs, unmountBelow(h.run))
+	if h.Rootless != "" {
 		errs = append(errs, h.removeRootless(ctx))
+	} else {
+		errs = append(errs, removeCgroup(ctx, h.Cgroup, h.Made))
+		if h.Data != "" {
+			errs = append(errs, os.RemoveAll(h.Data))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		// The state stays, for a later Sweep.
 		return fmt.Errorf("remove engine %s: %w", h.ID, err)
+	}
+	if h.Host != "" && !h.tidy {
+		if err := removeContainers(ctx, h.Host, h.Cgroup); err != nil {
+			// It may have crashed, and then still knows them when it is back.
+			h.log.Warn("containers not removed now, but by a later executor", "engine", h.ID, "err", err)
+			return h.lock.Close()
+		}
 	}
 	if err := os.RemoveAll(h.run); err != nil {
 		return fmt.Errorf("remove engine %s: %w", h.ID, err)
@@ -288,7 +326,8 @@ func readState(f *os.File) (*home, error) {
 		return nil, fmt.Errorf("read %s: %w", f.Name(), err)
 	}
 	if len(h.ID) != 16 || filepath.Base(h.run) != homePrefix+h.ID[:8] ||
-		filepath.Base(h.Data) != "engine-"+h.ID[:8] || (h.Rootless == "") != (filepath.Base(h.Cgroup) == homePrefix+h.ID) {
+		(h.Host == "") == (h.Data == "") || h.Data != "" && filepath.Base(h.Data) != "engine-"+h.ID[:8] ||
+		(h.Rootless == "") != (filepath.Base(h.Cgroup) == homePrefix+h.ID) {
 		return nil, fmt.Errorf("%s: it is not the state of an engine", f.Name())
 	}
 	return h, nil

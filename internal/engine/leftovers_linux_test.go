@@ -1,7 +1,6 @@
 package engine_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -146,7 +144,7 @@ func TestMainOfKilledProgram(t *testing.T) {
 	}
 	f := strings.Split(spec, "|")
 	e, err := engine.Open(t.Context(), engine.Config{
-		Kind: f[0], Temp: f[1], Sandbox: f[2], Insecure: []string{f[3]},
+		Kind: f[0], Temp: f[1], Sandbox: f[2], Insecure: []string{f[3]}, Host: f[6], MemMB: 256,
 		Logs: portainer.LogSinkFunc(func(_ context.Context, ev portainer.Event) {
 			if ev.Kind == portainer.EventLog {
 				fmt.Fprintln(os.Stdout, ev.Text)
@@ -155,7 +153,7 @@ func TestMainOfKilledProgram(t *testing.T) {
 	})
 	require.NoError(t, err)
 	_, err = e.Build(t.Context(), portainer.Request{
-		Registry: f[3], Repository: "killed", Source: fmt.Appendf(nil, "FROM %s\nRUN echo sleeping; trap '' TERM; sleep %s; true\n", f[4], f[5]),
+		Registry: f[3], Repository: "killed", Source: fmt.Appendf(nil, "FROM %s\nRUN %secho sleeping; trap '' TERM; sleep %s; true\n", f[4], f[7], f[5]),
 	})
 	require.NoError(t, err)
 }
@@ -182,50 +180,6 @@ func shimSockets(t *testing.T, temp string) []string {
 	return sockets
 }
 
-func TestSweepAfterKill(t *testing.T) {
-	r := theRig(t)
-	for _, kind := range ownKinds(t) {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			temp := shortTemp(t)
-			sandbox := r.own(t, kind, nil).Sandbox
-			mark := fmt.Sprintf("96%d1", time.Now().UnixNano()%1e6)
-			self, err := os.Executable()
-			require.NoError(t, err)
-			cmd := exec.CommandContext(testContext(t), self, "-test.run=^TestMainOfKilledProgram$")
-			cmd.Env = append(os.Environ(), "ENGINE_TEST_KILLED="+strings.Join([]string{kind, temp, sandbox, r.registry.Addr, r.busybox, mark}, "|"))
-			out, err := cmd.StdoutPipe()
-			require.NoError(t, err)
-			require.NoError(t, cmd.Start())
-			var said []string
-			for s := bufio.NewScanner(out); s.Scan(); {
-				if said = append(said, s.Text()); s.Text() == "sleeping" {
-					break
-				}
-			}
-			require.Contains(t, said, "sleeping")
-			require.Eventually(t, func() bool { return running(t, "sleep "+mark) }, time.Minute, time.Millisecond)
-			cgroup := cgroupOf(t, temp)
-			sockets := shimSockets(t, temp)
-			if kind == engine.KindDockerd && !newerDocker(t) { // BuildKit needs no shims
-				require.NotEmpty(t, sockets)
-			}
-			require.NotEmpty(t, cgroups(t, cgroup))
-			require.NoError(t, cmd.Process.Kill())
-			require.Error(t, cmd.Wait())
-
-			require.NoError(t, engine.Sweep(testContext(t), temp, nil))
-			require.Empty(t, leftovers(t, temp, sandbox))
-			require.False(t, running(t, "sleep "+mark))
-			require.Empty(t, cgroups(t, cgroup))
-			for _, s := range sockets {
-				require.NoFileExists(t, s)
-			}
-			require.NoError(t, engine.Sweep(testContext(t), temp, nil))
-		})
-	}
-}
-
 func TestSweepMindsOnlyItsOwn(t *testing.T) {
 	temp := shortTemp(t)
 	victim := filepath.Join(t.TempDir(), "precious")
@@ -236,43 +190,6 @@ func TestSweepMindsOnlyItsOwn(t *testing.T) {
 	require.ErrorContains(t, engine.Sweep(testContext(t), temp, nil), "not the state of an engine")
 	require.DirExists(t, victim)
 	require.DirExists(t, other)
-}
-
-func TestDaemonKilledInTheMiddleOfAStep(t *testing.T) {
-	r := theRig(t)
-	for _, w := range ways {
-		if w.kind == engine.KindDocker {
-			continue // it is the same code that sees the end of a given daemon
-		}
-		t.Run(w.name, func(t *testing.T) {
-			t.Parallel()
-			temp := shortTemp(t)
-			var once sync.Once
-			var killed error
-			cfg := r.config(t, w.kind, &recorder{hook: func(ev portainer.Event) {
-				if ev.Kind == portainer.EventLog && ev.Text == "sleeping" {
-					once.Do(func() { killed = killDaemon(w.kind, temp) })
-				}
-			}})
-			cfg.Temp = temp
-			e := open(t, cfg)
-			mark := fmt.Sprintf("95%d9", time.Now().UnixNano()%1e6)
-			_, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"echo sleeping; sleep "+mark+"\n"))
-			require.NoError(t, killed)
-			var be *portainer.BuildError
-			require.ErrorAs(t, err, &be)
-			require.Equal(t, portainer.ClassLost, be.Class, err)
-			require.ErrorIs(t, err, portainer.ErrLost)
-
-			_, err = e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nRUN "+w.mount+"true\n"))
-			require.ErrorAs(t, err, &be)
-			require.True(t, be.Class.Retriable(), err)
-
-			require.NoError(t, e.Close(testContext(t)))
-			require.Empty(t, leftovers(t, cfg.Temp, cfg.Sandbox))
-			require.False(t, running(t, "sleep "+mark))
-		})
-	}
 }
 
 // killDaemon kills the daemon with its socket below temp.

@@ -20,6 +20,10 @@ func (machine) choose() (kind, why string, err error) { return "", "", errLinux 
 // find finds no program: there is no use for one.
 func find(string) (string, bool) { return "", false }
 
+func openGuest(context.Context, Config, string, string, bool) (*guest, error) { return nil, nil }
+
+func guestDisk(Config, string) (guard, error) { return nil, nil }
+
 // Sweep removes what engines left whose process was killed. There are none on
 // this system.
 func Sweep(context.Context, string, *slog.Logger) error { return nil }

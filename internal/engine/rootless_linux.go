@@ -21,7 +21,14 @@ func (k kit) home(ctx context.Context, cfg Config) (*home, error) {
 	if k.rootlesskit == "" {
 		return newDaemonHome(ctx, cfg, k.buildkitd, `snapshotter "native"`)
 	}
-	return newHome(ctx, cfg, k.rootlesskit)
+	h, err := newHome(ctx, cfg, k.rootlesskit, "")
+	if err != nil {
+		return nil, err
+	}
+	if err := enoughSpace(cfg, h.disk); err != nil {
+		return nil, errors.Join(err, h.close(context.WithoutCancel(ctx)))
+	}
+	return h, nil
 }
 
 // prefix is what comes before the command line of a daemon.

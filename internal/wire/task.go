@@ -178,6 +178,8 @@ type Engine struct {
 	TLS        bool   `json:"tls,omitempty"`
 	CA         []byte `json:"ca,omitempty"`
 	ClientCert bool   `json:"client_cert,omitempty"`
+
+	AllowVFS bool `json:"allow_vfs,omitempty"` // one of its own may copy images instead of laying over
 }
 
 // An Outcome is how an attempt ended, as the executor saw it.
