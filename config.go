@@ -26,6 +26,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	cfg.FailoverTimeout = cmp.Or(cfg.FailoverTimeout, time.Minute)
 	cfg.ExecutorCommand = cmp.Or(cfg.ExecutorCommand, "./"+executorFile)
 	cfg.StagingSign = cmp.Or(cfg.StagingSign, signAuto)
+	cfg.GPUs = cfg.GPUs || cfg.Resources.GPUs > 0
 	cfg.Engine.Kind = cmp.Or(cfg.Engine.Kind, "auto")
 	cfg.Resources.CPUs = cmp.Or(cfg.Resources.CPUs, 1)
 	cfg.Resources.MemMB = cmp.Or(cfg.Resources.MemMB, 1024)

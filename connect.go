@@ -51,7 +51,7 @@ func (f *Framework) newClient(id string) (*schedapi.Client, error) {
 			{Type: mesos.FrameworkInfo_Capability_TASK_KILLING_STATE},
 		},
 	}
-	if cfg.Resources.GPUs > 0 {
+	if cfg.GPUs {
 		info.Capabilities = append(info.Capabilities, mesos.FrameworkInfo_Capability{Type: mesos.FrameworkInfo_Capability_GPU_RESOURCES})
 	}
 	if id != "" {

@@ -183,6 +183,26 @@ func TestFrameworkBuild(t *testing.T) {
 	require.Equal(t, []string{"one-1"}, r.pushed())
 }
 
+// TestFrameworkGPUs: agents with GPUs are asked for only where some are needed.
+func TestFrameworkGPUs(t *testing.T) {
+	c, err := testmesos.Start(testmesos.Config{WorkDir: t.TempDir(), ExecutorEnvironment: actorEnvironment, Agents: []testmesos.AgentConfig{
+		{Hostname: "with-gpus", Resources: "cpus:8;mem:8192;disk:20000;gpus:2"}, {Hostname: "without", Resources: "cpus:2;mem:4096;disk:20000"},
+	}})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, c.Close()) })
+	r := start(t, c, nil)
+	result, err := r.build(r.ctx(), "")
+	require.NoError(t, err)
+	require.Equal(t, "without", result.Hostname, "the other is not offered, though it has more room")
+	_, err = r.build(r.ctx(), "", func(req *portainer.Request) { req.Resources.GPUs = 1 })
+	require.ErrorIs(t, err, portainer.ErrInvalid)
+
+	r = start(t, c, func(cfg *portainer.Config) { cfg.GPUs = true })
+	result, err = r.build(r.ctx(), "", func(req *portainer.Request) { req.Resources.GPUs = 2 })
+	require.NoError(t, err)
+	require.Equal(t, "with-gpus", result.Hostname)
+}
+
 func TestFrameworkManyBuilds(t *testing.T) {
 	r := start(t, cluster(t, 3), nil)
 	const n = 40

@@ -162,6 +162,12 @@ type Config struct {
 	// none.
 	Resources Resources
 
+	// GPUs has agents with GPUs offered, which Mesos keeps from frameworks that do
+	// not say that they know what to do with them (mesos docs/gpu-support.md). Builds
+	// that ask for GPUs need it; Resources.GPUs, and builds with GPUs in the state
+	// directory, imply it.
+	GPUs bool
+
 	// Constraints hold for every build, besides those of its Request.
 	Constraints []Constraint
 

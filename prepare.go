@@ -112,7 +112,7 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 		spec.image = strings.TrimPrefix(spec.task.Registry+"/"+spec.task.Repository, "/")
 	}
 	wanted := Resources{
-		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: cmp.Or(req.Resources.GPUs, f.cfg.Resources.GPUs),
+		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: cmp.Or(req.Resources.GPUs, file.Metadata().GPUs, f.cfg.Resources.GPUs),
 	}
 	spec.resources = wanted.Add(executorShare)
 	if err := checkNames(&spec.task, spec.file, req.Pushes()); err != nil {
@@ -120,6 +120,9 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	}
 	if err := checkAmounts(wanted); err != nil {
 		return spec, file, fmt.Errorf("%s: %w", spec.file, err)
+	}
+	if wanted.GPUs > 0 && !f.cfg.GPUs {
+		return spec, file, fmt.Errorf("%s: it needs %v GPUs, but without Config.GPUs this framework is offered no agent that has any", req.Dockerfile, wanted.GPUs)
 	}
 	from := cmp.Or(req.From, f.cfg.From)
 	if err := checkFrom(req, from); err != nil {

@@ -35,6 +35,7 @@ func (f *Framework) openState() error {
 	f.state, f.past = s, past
 	f.cfg.FrameworkID = cmp.Or(f.cfg.FrameworkID, id)
 	for i := range past {
+		f.cfg.GPUs = f.cfg.GPUs || past[i].Resources.GPUs > 0
 		for _, c := range past[i].Task.Staged() {
 			if f.stager != nil {
 				f.stager.adopt(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})

@@ -23,6 +23,7 @@ type buildCommand struct {
 	insecure       bool
 	cpus           float64
 	mem, disk      memFlag
+	gpus           int
 	constraints    []string
 	secretFlags    []string
 	sshFlags       []string
@@ -91,6 +92,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	f.StringArrayVar(&b.secretFlags, "secret", nil, "a secret for RUN --mount=type=secret, id=NAME[,src=FILE|,env=VARIABLE]; may be repeated")
 	f.StringArrayVar(&b.sshFlags, "ssh", nil, "an ssh agent for RUN --mount=type=ssh, default or ID[=SOCKET|KEY,…]; may be repeated")
 	f.Var(&b.disk, "build-disk", "disk of a build, likewise")
+	f.IntVar(&b.gpus, "build-gpu", 0, "GPUs of a build")
 	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, ATTRIBUTE:OPERATOR[:VALUE], the operators being\n"+
 		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
 
@@ -137,6 +139,9 @@ func (b *buildCommand) build(ctx context.Context, files []string) error {
 	}
 	if b.iidFile != "" && len(files) > 1 {
 		return usagef("--iidfile is for one image, but there are %d Dockerfiles: use --metadata-file", len(files))
+	}
+	if b.gpus < 0 {
+		return usagef("--build-gpu is a whole number from 0, not %d", b.gpus)
 	}
 	if b.cpus < 0 {
 		return usagef("--build-cpu is a number above 0, not %g", b.cpus)
@@ -285,6 +290,10 @@ func (b *buildCommand) request(in input, outputs []portainer.Output) (portainer.
 		req.Resources.CPUs = b.cpus
 	}
 	req.Resources.DiskMB = float64(b.disk)
+	if b.explicit("build-gpu") || meta.GPUs == 0 {
+		req.Resources.GPUs = float64(b.gpus)
+	}
+	b.wantGPUs = b.wantGPUs || meta.GPUs > 0 || b.gpus > 0
 	if b.explicit("build-mem") || meta.MemMB == 0 {
 		req.Resources.MemMB = float64(b.mem)
 	}

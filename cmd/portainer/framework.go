@@ -34,8 +34,9 @@ type frameworkCommand struct {
 	queueTimeout   time.Duration
 	connectTimeout time.Duration
 
-	name    string       // of the framework, for those who look at Mesos
-	content contextFlags // for build alone: attach stages nothing
+	wantGPUs bool         // a build needs some
+	name     string       // of the framework, for those who look at Mesos
+	content  contextFlags // for build alone: attach stages nothing
 
 	stream       bool
 	progress     string
@@ -244,6 +245,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 		ExecutorURI:     site.executorURI,
 		ExecutorCommand: site.executorCommand,
 		Container:       container,
+		GPUs:            c.wantGPUs,
 		Engine:          engine,
 		MaxAttempts:     c.retries + 1,
 		OOMRetryMemMB:   float64(c.oomRetryMem),

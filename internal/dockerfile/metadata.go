@@ -24,16 +24,17 @@ import (
 //
 //	# portainer: repository=team/app cpus=2 mem=1g registry=registry.example.com:5000
 //
-// A comment may also say context=always, for a base image whose ONBUILD
+// A comment may also say gpus=1, and context=always, for a base image whose ONBUILD
 // instructions need the build context though the file itself copies nothing.
 type Metadata struct {
 	Registry      string
 	Repository    string
 	CPUs          float64 // 0 if not given
 	MemMB         float64 // 0 if not given
+	GPUs          float64 // 0 if not given
 	ContextAlways bool
 	// Lines are where each was given: "registry", "repository", "cpus", "mem",
-	// "context".
+	// "gpus", "context".
 	Lines map[string]int
 }
 
@@ -50,7 +51,7 @@ var metadataKeys = map[string]string{
 	"build_mem":  "mem",
 }
 
-var commentKeys = []string{"registry", "repository", "cpus", "mem", "context"}
+var commentKeys = []string{"registry", "repository", "cpus", "mem", "gpus", "context"}
 
 func isMetadata(instruction string) bool {
 	_, ok := metadataKeys[strings.ToLower(instruction)]
@@ -148,6 +149,8 @@ func (m *Metadata) set(key, value string, line int) error {
 		next.CPUs, err = parseCPUs(value)
 	case "mem":
 		next.MemMB, err = ParseMem(value)
+	case "gpus":
+		next.GPUs, err = ParseGPUs(value)
 	case "context":
 		next.ContextAlways = value == "always"
 		if value != "always" && value != "auto" {
@@ -162,7 +165,7 @@ func (m *Metadata) set(key, value string, line int) error {
 	}
 	if first, again := m.Lines[key]; again {
 		if m.Registry != next.Registry || m.Repository != next.Repository || m.CPUs != next.CPUs ||
-			m.MemMB != next.MemMB || m.ContextAlways != next.ContextAlways {
+			m.MemMB != next.MemMB || m.GPUs != next.GPUs || m.ContextAlways != next.ContextAlways {
 			return fmt.Errorf("%s has another value in line %d", key, first)
 		}
 		return nil
@@ -201,6 +204,16 @@ func parseCPUs(s string) (float64, error) {
 		return 0, fmt.Errorf("%q is not a number of CPUs above 0", s)
 	}
 	return v, nil
+}
+
+// ParseGPUs reads a number of GPUs, which Mesos shares out whole (mesos
+// docs/gpu-support.md).
+func ParseGPUs(s string) (float64, error) {
+	v, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || v == 0 {
+		return 0, fmt.Errorf("%q is not a whole number of GPUs above 0", s)
+	}
+	return float64(v), nil
 }
 
 // ParseMem reads an amount of memory and returns it in MB of 2^20 bytes: a bare
