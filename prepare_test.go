@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"gocloud.dev/blob/memblob"
+
+	"github.com/org/portainer/internal/staging"
 )
 
 // newTestFramework returns a framework that does not run.
@@ -365,4 +367,47 @@ func TestBuildIsTold(t *testing.T) {
 	require.ErrorIs(t, err, ErrInvalid)
 	require.Len(t, *events, 1)
 	require.Equal(t, EventFailed, (*events)[0].Kind)
+}
+
+// TestFailureLeavesWhatOthersStaged checks that a build which fails to be staged, wholly
+// or after its main context, takes nothing from another one that shares the context.
+func TestFailureLeavesWhatOthersStaged(t *testing.T) {
+	f, dir, _ := stagingFramework(t, nil)
+	first, err := f.prepare(t.Context(), Request{Repository: "app", Dir: dir})
+	require.NoError(t, err)
+	ref := staging.RefOf(first.task.Context.Key)
+	bad := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(bad, ".dockerignore"), []byte("[\n"), 0o644))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, fail := range []func() error{
+		func() error {
+			_, err := f.prepare(t.Context(), Request{Repository: "other", Dir: dir, Options: Options{BuildContexts: map[string]string{"bad": bad}}})
+			return err
+		},
+		func() error {
+			_, err := f.prepare(ctx, Request{Repository: "other", Dir: dir})
+			return err
+		},
+		func() error { // it is staged, but nobody is there to build it
+			_, err := f.Build(ctx, Request{Repository: "other", Dir: dir})
+			return err
+		},
+	} {
+		require.Error(t, fail())
+		// Somebody else lets go of the same context.
+		other := newStager(staging.New(f.cfg.Staging))
+		_, _, err := other.put(t.Context(), func(s *staging.Store) (staging.Ref, staging.PutStats, error) {
+			ref, ok, err := s.Find(t.Context(), ref.Digest)
+			require.True(t, ok)
+			return ref, staging.PutStats{}, err
+		})
+		require.NoError(t, err)
+		other.release(ref)
+		require.NoError(t, other.sweep(t.Context()))
+		require.True(t, staged(t, f.cfg.Staging, ref))
+	}
+	f.unstage(&first.task)
+	f.sweepStaging(t.Context(), first.id)
+	require.False(t, staged(t, f.cfg.Staging, ref))
 }

@@ -44,15 +44,18 @@ type stagingRun struct {
 // begun yet. PutStats are those of the first who asked; the others have sent nothing.
 func (d *stagingDesk) do(ctx context.Context, key string, stage func(context.Context) (staging.Ref, staging.PutStats, error)) (staging.Ref, staging.PutStats, error) {
 	run, first := d.join(ctx, key, stage)
-	var gone error
 	select {
 	case <-run.done:
 	case <-ctx.Done():
-		gone = context.Cause(ctx)
-		if d.leave(run, gone) {
-			<-run.done
+		gone := context.Cause(ctx)
+		if !d.leave(run, gone) {
+			return staging.Ref{}, staging.PutStats{}, gone
 		}
-		return staging.Ref{}, staging.PutStats{}, gone
+		<-run.done
+		if run.err != nil {
+			return staging.Ref{}, staging.PutStats{}, gone
+		}
+		// It has succeeded all the same. Somebody must let go of what it has staged.
 	}
 	stats := run.stats
 	if !first {
@@ -74,6 +77,7 @@ func (d *stagingDesk) join(ctx context.Context, key string, stage func(context.C
 	run.ctx, run.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if q != nil {
 		if given := q.next; given != nil { // and given up
+			given.err = context.Cause(given.ctx)
 			close(given.done)
 		}
 		q.next = run

@@ -18,7 +18,7 @@ type stager struct {
 	store *staging.Store
 
 	mu       sync.Mutex             // never held during I/O: the loop releases
-	puts     int                    // under way
+	puts     int                    // under way, and renewals
 	sweeping chan struct{}          // closed when the sweep under way has ended; nil if there is none
 	uses     map[string]int         // by key
 	garbage  map[string]staging.Ref // unused, to be removed when no put is under way
@@ -68,6 +68,7 @@ func (s *stager) begin(ctx context.Context) error {
 
 // adopt counts a use of what an earlier process staged.
 func (s *stager) adopt(ref staging.Ref) {
+	s.store.Hold(ref)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.uses[ref.Key]++
@@ -113,8 +114,12 @@ func (s *stager) sweep(ctx context.Context) error {
 	}
 }
 
-// renew has those that rely on a context counted among the living.
+// renew has those that rely on a context counted among the living. It keeps sweeps
+// away meanwhile, so that no lease is written anew that one has just given up.
 func (s *stager) renew(ctx context.Context) error {
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	keys := slices.Collect(maps.Keys(s.uses))
 	s.mu.Unlock()
@@ -122,7 +127,10 @@ func (s *stager) renew(ctx context.Context) error {
 	for _, key := range keys {
 		errs = append(errs, s.store.Renew(ctx, staging.RefOf(key)))
 	}
-	return errors.Join(errs...)
+	s.mu.Lock()
+	s.puts--
+	s.mu.Unlock()
+	return errors.Join(append(errs, s.sweep(ctx))...)
 }
 
 func (s *stager) anyGarbage() (ref staging.Ref, ok bool) {

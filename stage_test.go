@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -223,4 +224,71 @@ func TestStagerKeeps(t *testing.T) {
 	_, stats, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
 	require.NoError(t, err)
 	require.False(t, stats.Uploaded)
+}
+
+// TestStagerRenewsNothingThatGoes checks that no lease is written while contexts are
+// removed: it might be one that was just given up.
+func TestStagerRenewsNothingThatGoes(t *testing.T) { synctest.Test(t, testStagerRenewsNothingThatGoes) }
+
+func testStagerRenewsNothingThatGoes(t *testing.T) {
+	s, bucket := newTestStager(t)
+	ref, _, err := s.put(t.Context(), bundled(t.Context(), oneFile("x")))
+	require.NoError(t, err)
+	lease := "portainer/leases/" + strings.TrimPrefix(ref.Digest, "sha256:") + "/" + s.store.ID
+	sweep := make(chan struct{})
+	s.sweeping = sweep
+	require.NoError(t, s.store.Delete(t.Context(), ref)) // what the sweep does
+	renewed := make(chan error, 1)
+	go func() { renewed <- s.renew(t.Context()) }()
+	synctest.Wait()
+	gone := func() {
+		t.Helper()
+		there, err := bucket.Exists(t.Context(), lease)
+		require.NoError(t, err)
+		require.False(t, there)
+	}
+	gone()
+	s.mu.Lock()
+	delete(s.uses, ref.Key)
+	s.sweeping = nil
+	s.mu.Unlock()
+	close(sweep)
+	require.NoError(t, <-renewed)
+	gone()
+	require.Zero(t, s.puts)
+}
+
+// TestStagerLetsGoOfWhatNobodyWaitedFor checks that a staging which succeeds although
+// all who wanted it have left is not forgotten.
+func TestStagerLetsGoOfWhatNobodyWaitedFor(t *testing.T) {
+	synctest.Test(t, testStagerLetsGoOfWhatNobodyWaitedFor)
+}
+
+func testStagerLetsGoOfWhatNobodyWaitedFor(t *testing.T) {
+	s, bucket := newTestStager(t)
+	var desk stagingDesk
+	ctx, cancel := context.WithCancel(t.Context())
+	proceed := make(chan struct{})
+	done := make(chan struct{})
+	var ref staging.Ref
+	var err error
+	go func() {
+		defer close(done)
+		ref, _, err = s.put(ctx, func(store *staging.Store) (staging.Ref, staging.PutStats, error) {
+			return desk.do(ctx, "x", func(ctx context.Context) (staging.Ref, staging.PutStats, error) {
+				<-proceed // it is too far to be stopped
+				return store.PutContext(context.WithoutCancel(ctx), oneFile("x"))
+			})
+		})
+	}()
+	synctest.Wait()
+	cancel()
+	synctest.Wait()
+	close(proceed)
+	<-done
+	require.NoError(t, err)
+	require.True(t, staged(t, bucket, ref))
+	s.release(ref)
+	require.NoError(t, s.sweep(t.Context()))
+	require.False(t, staged(t, bucket, ref))
 }

@@ -29,6 +29,7 @@ type faulty struct {
 	times   map[string]time.Time
 	writes  []string
 
+	onLook  func(key string) error                           // when its attributes are asked for
 	onRead  func(key string, offset int64) (failAfter int64) // -1: not at all; or stall
 	onData  func(key string) error                           // when a part of it comes
 	onWrite func(key string) error                           // when the object is complete
@@ -67,6 +68,11 @@ func (f *faulty) SignedURL(context.Context, string, *driver.SignedURLOptions) (s
 func (f *faulty) Attributes(_ context.Context, key string) (*driver.Attributes, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.onLook != nil {
+		if err := f.onLook(key); err != nil {
+			return nil, err
+		}
+	}
 	data, ok := f.objects[key]
 	if !ok {
 		return nil, errMissing

@@ -23,6 +23,8 @@ import (
 // lease, or the stager sees the mark. A lease on a context that is not there yet
 // is an upload under way, whose packs may not be known: then no pack is removed.
 
+// All puts of one Store share its lease on a context. So one that fails leaves it to
+// those that have succeeded, until Delete.
 //
 // Who needs a context no more leaves a note that it be kept for some time, and gives its
 // lease up. What has no lease and no such note any more has expired, and goes with the
@@ -78,6 +80,21 @@ func (s *Store) acquire(ctx context.Context, digest string) error {
 // Renew makes the lease on a context that this Store has staged count for another day.
 // Who relies on one for longer calls it every RenewEvery.
 func (s *Store) Renew(ctx context.Context, ref Ref) error { return s.note(ctx, s.leaseKey(ref.Digest)) }
+
+// Hold says that ref is relied on until Delete, so that a Put which fails does not give
+// up its lease. Put and Find hold what they return; who takes over from a process that
+// died holds what that one had staged.
+func (s *Store) Hold(ref Ref) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held[ref.Digest] = true
+}
+
+func (s *Store) holds(digest string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[digest]
+}
 
 // renewing renews the lease on a context until stop is called.
 func (s *Store) renewing(ctx context.Context, digest string) (stop func()) {

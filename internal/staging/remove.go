@@ -23,6 +23,9 @@ func (s *Store) Delete(ctx context.Context, ref Ref) error {
 			return fmt.Errorf("keep staged context: %w", err)
 		}
 	}
+	s.mu.Lock()
+	delete(s.held, ref.Digest)
+	s.mu.Unlock()
 	if err := s.release(ctx, ref.Digest); err != nil {
 		return fmt.Errorf("remove staged context: %w", err)
 	}

@@ -103,6 +103,7 @@ type Store struct {
 
 	mu   sync.Mutex
 	puts map[string]*put // under way, by digest
+	held map[string]bool // leases that are relied on, by digest
 }
 
 // A put is what callers with the same context share.
@@ -114,7 +115,7 @@ type put struct {
 
 // New returns a Store on b, which the caller closes after it.
 func New(b *blob.Bucket) *Store {
-	return &Store{bucket: b, objects: bucketReader{b}, ID: rand.Text(), puts: map[string]*put{}}
+	return &Store{bucket: b, objects: bucketReader{b}, ID: rand.Text(), puts: map[string]*put{}, held: map[string]bool{}}
 }
 
 // PutContext is Put for the tar stream that bundle writes.
@@ -201,15 +202,17 @@ func (s *Store) putOnce(ctx context.Context, digest string, r *recipe, src Sourc
 // stage makes sure that the context is in the bucket, and that it stays.
 func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source, m *Meter) (_ Ref, _ PutStats, err error) {
 	ref := Ref{Key: ContextPrefix + hexOf(digest), Digest: digest}
-	if err := s.acquire(ctx, digest); err != nil {
-		return Ref{}, PutStats{}, err
-	}
 	written := false // packs of ours, which no recipe knows
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.giveUp(ctx, digest, written))
+			return
 		}
+		s.Hold(ref)
 	}()
+	if err := s.acquire(ctx, digest); err != nil {
+		return Ref{}, PutStats{}, err
+	}
 	defer s.renewing(ctx, digest)()
 	attrs, err := s.bucket.Attributes(ctx, ref.Key)
 	if err == nil {
@@ -253,7 +256,8 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source,
 	return ref, PutStats{Uploaded: true, Sent: sent + ref.Size}, nil
 }
 
-// giveUp ends an upload that has failed; written says that it may have left packs.
+// giveUp ends a staging that has failed; written says that it may have left packs. The
+// lease stays if an earlier staging of the same context succeeded: it is the same lease.
 func (s *Store) giveUp(ctx context.Context, digest string, written bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
@@ -263,8 +267,10 @@ func (s *Store) giveUp(ctx context.Context, digest string, written bool) error {
 			return err
 		}
 	}
-	if err := s.release(ctx, digest); err != nil {
-		return err
+	if !s.holds(digest) {
+		if err := s.release(ctx, digest); err != nil {
+			return err
+		}
 	}
 	if written && s.TTL <= 0 {
 		return s.sweep(ctx, 0, func(Object) bool { return false })
