@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,7 +33,10 @@ import (
 func TestBuildSucceeds(t *testing.T) {
 	r := newRig(t, testmesos.Config{}, true)
 	began := time.Now()
-	r.launchBuild("b-1", build("say 20000"))
+	r.launchBuild("b-1", build("say 20000\nwait go"))
+	// Hints come now and then: a build that has ended gives none any more.
+	r.wait("a hint", func() bool { return len(r.hints) > 0 })
+	require.NoError(t, os.WriteFile(filepath.Join(r.sandbox("b-1"), "go"), nil, 0o600))
 	o := r.outcome("b-1", mesos.TASK_FINISHED)
 	require.Nil(t, o.Failure)
 	require.Equal(t, "sha256:0", o.Digest)
@@ -298,6 +302,56 @@ func TestStagedContext(t *testing.T) {
 			require.Equal(t, tt.want.Class, o.Failure.Class)
 			require.Equal(t, tt.want.Phase, o.Failure.Phase)
 			require.Contains(t, o.Failure.Message, tt.says)
+		})
+	}
+}
+
+// TestTamperedContext changes packs of staged contexts in the bucket, and their lengths
+// stay: nothing of what was changed reaches the engine, which never sees a whole context.
+func TestTamperedContext(t *testing.T) {
+	flip := func(at func(size int) int) func([]byte) {
+		return func(pack []byte) { pack[at(len(pack))] ^= 1 }
+	}
+	for _, tt := range []struct {
+		name   string
+		tamper func(pack []byte)
+	}{
+		{"first byte", flip(func(int) int { return 0 })},
+		{"in the middle", flip(func(size int) int { return size / 2 })},
+		{"last byte", flip(func(size int) int { return size - 1 })},
+		{"all of it", func(pack []byte) { clear(pack) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			const size = 3 << 20
+			dir := t.TempDir()
+			staged := stage(t, dir, size)
+			packs, err := filepath.Glob(filepath.Join(dir, staging.PackPrefix, "*"))
+			require.NoError(t, err)
+			packs = slices.DeleteFunc(packs, func(name string) bool { return strings.HasSuffix(name, ".attrs") })
+			require.Len(t, packs, 1)
+			pack, err := os.ReadFile(packs[0])
+			require.NoError(t, err)
+			tt.tamper(pack)
+			require.NoError(t, os.WriteFile(packs[0], pack, 0o600))
+
+			r := newRig(t, testmesos.Config{}, true)
+			task := build("context\nsay 1")
+			task.Context = staged
+			r.launchBuild("b-1", task)
+			o := r.outcome("b-1", mesos.TASK_FAILED)
+			require.Equal(t, "staging", o.Failure.Class)
+			require.Equal(t, "fetch", o.Failure.Phase)
+			require.Contains(t, o.Failure.Message, staging.ErrCorrupt.Error())
+			require.Contains(t, o.Failure.Message, staging.PackPrefix+filepath.Base(packs[0]))
+			require.Empty(t, o.Digest)
+			require.Empty(t, o.Refs)
+			lines := said(r.log("b-1", o.LogSize))
+			require.Len(t, lines, 1, "the engine went on")
+			var got int
+			_, err = fmt.Sscanf(lines[0], "context broken off after %d", &got)
+			require.NoError(t, err, lines[0])
+			require.Less(t, got, size)
+			r.gone("b-1")
 		})
 	}
 }

@@ -117,6 +117,7 @@ func (s *scripted) Build(ctx context.Context, req portainer.Request) (*portainer
 		case "context":
 			var size counter
 			if err := s.cfg.Bundler.Bundle(ctx, req, &size); err != nil {
+				say("context broken off after %d", size)
 				return nil, err
 			}
 			say("context %d", size)
