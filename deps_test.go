@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	".":                     {"internal/wire", "internal/dockerfile", "internal/buildctx", "internal/staging", "internal/master", "internal/schedapi", "internal/seal", "internal/sshforward", "internal/pause", "internal/ability", "internal/script"},
 	"internal/schedapi":     {"internal/master", "internal/pause", "internal/recordio"},
 	"internal/execapi":      {"internal/recordio"},
-	"internal/ability":      {"internal/script", "internal/wire"},
+	"internal/ability":      {"internal/script", "internal/seal", "internal/wire"},
 	"internal/engine":       {".", "internal/ability", "internal/pause", "internal/script", "internal/wire"},
 	"internal/staging":      {"internal/pause"},
 	"internal/hdfsblob":     {"internal/pause"},

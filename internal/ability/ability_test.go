@@ -80,3 +80,23 @@ func TestParseCache(t *testing.T) {
 		require.Equal(t, want, got)
 	}
 }
+
+// TestParseCacheTellsNoSecrets checks what errors say of places that have secrets.
+func TestParseCacheTellsNoSecrets(t *testing.T) {
+	const key = "hush"
+	for text, says := range map[string]string{
+		"type=s5,bucket=b,secret_access_key=" + key:    "type=s5,bucket=b",
+		"type=s3,bucket=b,secret_access_key=a,b" + key: "part 4 of 4",
+		key + ",type=s3":                    "part 1 of 2",
+		`type=s3,"secret_access_key=` + key: "column",
+		`type=s3,secret_access_key=a"` + key + `,session_token=` + key: "column",
+		"type=S3,Secret_Access_Key=" + key:                             "its type must be",
+	} {
+		_, err := ability.ParseCache(text)
+		require.ErrorContains(t, err, says)
+		require.NotContains(t, err.Error(), key)
+		err = ability.Check(wire.Options{CacheTo: []string{text}})
+		require.ErrorContains(t, err, says)
+		require.NotContains(t, err.Error(), key)
+	}
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -78,7 +79,7 @@ type Cache struct {
 }
 
 // ParseCache reads one: an image reference, "inline", or attributes as docker
-// buildx has them.
+// buildx has them. Its errors quote no secrets, nor what may be a piece of one.
 func ParseCache(s string) (Cache, error) {
 	if s == "inline" {
 		return Cache{Type: s, Attrs: map[string]string{}}, nil
@@ -88,13 +89,13 @@ func ParseCache(s string) (Cache, error) {
 	}
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
-		return Cache{}, fmt.Errorf("cache %q: %w", s, err)
+		return Cache{}, fmt.Errorf("cache: read its attributes: %w", err) // which says where, but not what
 	}
 	place := Cache{Attrs: map[string]string{}}
-	for _, f := range fields {
+	for i, f := range fields {
 		k, v, ok := strings.Cut(f, "=")
 		if !ok {
-			return Cache{}, fmt.Errorf("cache %q: %q is no attribute: it must be name=value", s, f)
+			return Cache{}, fmt.Errorf("cache: part %d of %d is no attribute: it must be name=value, and quoted if it has a comma", i+1, len(fields))
 		}
 		if k == "type" {
 			place.Type = v
@@ -108,7 +109,8 @@ func ParseCache(s string) (Cache, error) {
 	case "registry", "inline", "s3", "azblob", "gha":
 		return place, nil
 	}
-	return Cache{}, fmt.Errorf("cache %q: its type must be registry, inline, s3, azblob or gha", s)
+	shown, _ := seal.RedactCache(s)
+	return Cache{}, fmt.Errorf("cache %q: its type must be registry, inline, s3, azblob or gha", shown)
 }
 
 // isAttributes reports whether a place of cache is given by attributes.

@@ -122,7 +122,7 @@ func (r *recipe) encode() ([]byte, error) {
 	}
 	b = binary.AppendUvarint(b, uint64(len(r.skeleton)))
 	b = append(b, r.skeleton...)
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1))
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(recipeWindow), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +130,13 @@ func (r *recipe) encode() ([]byte, error) {
 	return z.EncodeAll(b, head), nil
 }
 
-// maxRecipe bounds a recipe in memory.
-const maxRecipe = 1 << 30
+const (
+	// maxRecipe bounds a recipe in memory, and its object.
+	maxRecipe = 1 << 30
+	// recipeWindow is the window with which recipes are compressed: what reading one
+	// takes before it has brought anything.
+	recipeWindow = 8 << 20
+)
 
 var errRecipe = errors.New("not a recipe of a context")
 
@@ -142,7 +147,7 @@ func decodePacks(data []byte) ([]packRef, []byte, error) {
 	if !ok {
 		return nil, nil, errRecipe
 	}
-	d := decoder{rest}
+	d := decoder{data: rest}
 	n := d.count(sha256.Size + 1)
 	packs := make([]packRef, 0, n)
 	for range n {
@@ -159,23 +164,23 @@ func decodePacks(data []byte) ([]packRef, []byte, error) {
 
 // decodeRecipe reads a recipe's object. Every number in it is checked: what it
 // says can be used without further ado.
-func decodeRecipe(data []byte) (*recipe, error) {
+func decodeRecipe(data []byte) (*recipe, error) { return decodeRecipeWithin(data, maxRecipe) }
+
+// decodeRecipeWithin is decodeRecipe for a recipe of about limit bytes in memory at most.
+func decodeRecipeWithin(data []byte, limit int64) (*recipe, error) {
 	packs, rest, err := decodePacks(data)
 	if err != nil {
 		return nil, err
 	}
-	z, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxRecipe), zstd.WithDecoderConcurrency(1))
-	if err != nil {
-		return nil, err
-	}
-	defer z.Close()
-	body, err := z.DecodeAll(rest, nil)
+	body, err := inflate(rest, limit)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRecipe, err)
 	}
 	r := &recipe{packs: packs}
-	d := decoder{body}
-	for range d.count(4) {
+	d := decoder{body, limit - int64(len(body))}
+	n := d.items(4, blockMemory)
+	r.blocks = make([]block, 0, n)
+	for range n {
 		bl := block{pack: int(d.number()), offset: d.number(), length: int(d.number()), size: int(d.number())}
 		if d.data == nil || bl.pack >= len(packs) || bl.length == 0 || bl.length > 2*maxBlock || bl.size > 2*maxBlock || bl.size < bl.length ||
 			bl.offset > packs[bl.pack].size-int64(bl.length) {
@@ -183,7 +188,9 @@ func decodeRecipe(data []byte) (*recipe, error) {
 		}
 		r.blocks = append(r.blocks, bl)
 	}
-	for range d.count(sha256.Size + 3) {
+	n = d.items(sha256.Size+3, chunkMemory)
+	r.chunks, r.places = make([]Chunk, 0, n), make([]place, 0, n)
+	for range n {
 		var c Chunk
 		copy(c.Sum[:], d.bytes(sha256.Size))
 		c.Size = int(d.number())
@@ -194,10 +201,12 @@ func decodeRecipe(data []byte) (*recipe, error) {
 		r.chunks, r.places = append(r.chunks, c), append(r.places, p)
 	}
 	skeleton := 0
-	for range d.count(2) {
+	n = d.items(2, partMemory)
+	r.parts = make([]part, 0, n)
+	for range n {
 		p := part{skeleton: int(d.number())}
 		skeleton += p.skeleton
-		n := d.count(1)
+		n := d.items(1, indexMemory)
 		p.content = make([]int, 0, n)
 		for range n {
 			c := int(d.number())
@@ -215,8 +224,37 @@ func decodeRecipe(data []byte) (*recipe, error) {
 	return r, nil
 }
 
+// inflate uncompresses the rest of a recipe's object. What the object says of its own size
+// is not relied on: memory is taken as content comes.
+func inflate(data []byte, limit int64) ([]byte, error) {
+	z, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(recipeWindow))
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	var body bytes.Buffer
+	if _, err := io.Copy(&body, io.LimitReader(z, limit+1)); err != nil {
+		return nil, err
+	}
+	if int64(body.Len()) > limit {
+		return nil, fmt.Errorf("it has more than %d bytes", limit)
+	}
+	return body.Bytes(), nil
+}
+
+// What a thing of a recipe takes in memory, on a machine of 64 bits.
+const (
+	blockMemory = 4 * 8
+	chunkMemory = sha256.Size + 8 + 2*8 // with its place
+	partMemory  = 4 * 8
+	indexMemory = 8
+)
+
 // A decoder reads numbers and bytes. Its data is nil once something was wrong.
-type decoder struct{ data []byte }
+type decoder struct {
+	data []byte
+	room int64 // how much memory items may take yet
+}
 
 // number reads a number that fits an int on every machine we run on.
 func (d *decoder) number() int64 {
@@ -240,6 +278,16 @@ func (d *decoder) count(size int) int {
 		return 0
 	}
 	return int(n)
+}
+
+// items is count for things that take up memory, so many bytes each.
+func (d *decoder) items(size int, memory int64) int {
+	n := d.count(size)
+	if d.room -= int64(n) * memory; d.room < 0 {
+		d.data = nil
+		return 0
+	}
+	return n
 }
 
 func (d *decoder) bytes(n int) []byte {

@@ -4,10 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 )
 
@@ -40,6 +43,19 @@ func TestRecipeRoundTrip(t *testing.T) {
 	require.NotEqual(t, r.digest(), got.digest())
 }
 
+// TestLongRecipe has one that is longer than the window with which it is compressed.
+func TestLongRecipe(t *testing.T) {
+	r := sampleRecipe()
+	r.skeleton = make([]byte, 2*recipeWindow+1)
+	rand.NewChaCha8([32]byte{8}).Read(r.skeleton)
+	r.parts[2].skeleton = len(r.skeleton) - 14
+	data, err := r.encode()
+	require.NoError(t, err)
+	got, err := decodeRecipe(data)
+	require.NoError(t, err)
+	require.Equal(t, r.digest(), got.digest())
+}
+
 func TestRecipeRefusesLies(t *testing.T) {
 	for name, lie := range map[string]func(*recipe){
 		"pack":             func(r *recipe) { r.blocks[0].pack = 1 },
@@ -58,6 +74,41 @@ func TestRecipeRefusesLies(t *testing.T) {
 		require.NoError(t, err)
 		_, err = decodeRecipe(data)
 		require.ErrorIs(t, err, errRecipe, name)
+	}
+}
+
+// TestHostileRecipeTakesNoMemory checks that what is small in the bucket is not made large
+// by what it says of itself.
+func TestHostileRecipeTakesNoMemory(t *testing.T) {
+	head := append([]byte(recipeMagic), 0)
+	compressed := func(body []byte) []byte {
+		z, err := zstd.NewWriter(nil, zstd.WithWindowSize(recipeWindow))
+		require.NoError(t, err)
+		defer z.Close()
+		return z.EncodeAll(body, bytes.Clone(head))
+	}
+	// A frame with an empty block (RFC 8878, 3.1.1) that is said to have 1 GiB.
+	const magic, size = "\x28\xb5\x2f\xfd", "\xff\xff\xff\x3f\x00\x00\x00\x00"
+	const many = 1 << 20
+	parts := append(binary.AppendUvarint([]byte{0, 0}, many), make([]byte, 2*many)...)
+	for _, tt := range []struct {
+		name  string
+		data  []byte
+		limit int64
+	}{
+		{"claimed size", append(bytes.Clone(head), magic+"\xc0\x68"+size+"\x01\x00\x00"...), maxRecipe},
+		{"claimed window", append(bytes.Clone(head), magic+"\xe0"+size+"\x01\x00\x00"...), maxRecipe},
+		{"more than the limit", compressed(make([]byte, 64<<20)), 1 << 20},
+		{"parts of nothing", compressed(append(parts, 0)), 16 << 20},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := decodeRecipeWithin(tt.data, tt.limit)
+			runtime.ReadMemStats(&after)
+			require.ErrorIs(t, err, errRecipe)
+			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(96<<20))
+		})
 	}
 }
 
