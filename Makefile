@@ -13,7 +13,7 @@
 
 GO ?= go
 # What the tests of one package may take.
-TEST_TIMEOUT ?= 15m
+TEST_TIMEOUT ?= 25m
 
 # Conversations recorded from a real Mesos, held with the embedded one. Apart, so
 # that how many passed is to be seen.
