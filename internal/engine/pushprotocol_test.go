@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -97,7 +98,8 @@ func count(all []request, is func(r request) bool) (n int) {
 
 // TestPushWritesTagsLast looks at what a push says to the registry: tags are written
 // when everything that they name is there, and a dockerd of our own mounts the layers
-// that another repository has.
+// that another repository has. A given one does so for layers that it has pulled from
+// this registry itself, which is not certain here: tests share it.
 func TestPushWritesTagsLast(t *testing.T) {
 	r := theRig(t)
 	for _, w := range ways {
@@ -133,6 +135,38 @@ func TestPushWritesTagsLast(t *testing.T) {
 				first++
 			}
 			require.Zero(t, count(seen[first:], sent), "nothing comes after the first tag")
+		})
+	}
+}
+
+// TestPushOfBuildkitdMounts looks at which layers a buildkitd mounts from the repository of
+// the base: those that it never had to unpack. It notes where a layer comes from only as
+// long as that is somewhere else (buildkit cache/remote.go, getRemote), and for what it
+// has pushed (util/push/push.go, updateDistributionSourceHandler). Others are sent.
+func TestPushOfBuildkitdMounts(t *testing.T) {
+	r := theRig(t)
+	for _, tt := range []struct {
+		name, step string
+		mounts     int
+	}{
+		{"only named", "LABEL a=b", 1},
+		{"unpacked", "RUN true", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			desk := startFrontDesk(t, r.registry.Addr)
+			cfg := r.config(t, engine.KindBuildkitd, nil)
+			cfg.Insecure = append(cfg.Insecure, desk.addr)
+			e := open(t, cfg)
+			req := r.request(t, "FROM "+desk.addr+"/busybox:latest\n"+tt.step+"\n")
+			req.Registry = desk.addr
+			req.Repository += "-" + strings.ToLower(rand.Text()) // which has no layers yet
+			res, err := e.Build(testContext(t), req)
+			require.NoError(t, err)
+			require.Contains(t, fileSystem(t, pull(t, res.Refs[0])), "etc/passwd", "of the base")
+			require.Equal(t, tt.mounts, count(desk.taken(), func(q request) bool {
+				return q.method == http.MethodPost && strings.Contains(q.query, "from=busybox") && q.status == http.StatusCreated
+			}))
 		})
 	}
 }
