@@ -1,6 +1,7 @@
 package portainer
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -279,7 +280,7 @@ func localSources(req Request) ([]buildctx.Source, error) {
 	if f, err = f.With(dockerfileOptions(req)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	found, err := f.TargetSources(req.Target)
+	found, err := f.TargetSources(cmp.Or(req.Target, f.Metadata().Target))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

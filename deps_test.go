@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"internal/engine":       {".", "internal/ability", "internal/pause", "internal/script", "internal/wire"},
 	"internal/staging":      {"internal/pause"},
 	"internal/hdfsblob":     {"internal/pause"},
-	"internal/agentrun":     {".", "internal/wire", "internal/execapi", "internal/staging", "internal/engine", "internal/pause", "internal/seal", "internal/sshforward"},
+	"internal/agentrun":     {".", "internal/wire", "internal/ability", "internal/execapi", "internal/staging", "internal/engine", "internal/pause", "internal/seal", "internal/sshforward"},
 	"internal/local":        {"internal/scratch", "internal/testmesos"},
 	"internal/registryauth": {"internal/pause", "internal/seal"},
 	"executor":              {"internal/agentrun", "internal/hdfsblob"},

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/org/portainer/internal/ability"
-	"github.com/org/portainer/internal/script"
 	"github.com/org/portainer/internal/wire"
 )
 
@@ -37,6 +36,11 @@ type Options struct {
 	Ulimits []string
 	// ShmSize is the size of /dev/shm for RUN in bytes. 0 means the engine's own.
 	ShmSize int64
+	// CgroupParent is the cgroup that those of RUN are made below, as a path, or a
+	// slice of systemd's, that the given daemon finds on its machine. The steps of an
+	// engine that the executor starts stay in the task's own cgroup: it refuses
+	// another. "" leaves it to the engine.
+	CgroupParent string
 	// Compression of the layers: "gzip", "zstd", "estargz" or "uncompressed". ""
 	// means gzip. CompressionLevel is that of the algorithm; 0 means its default.
 	Compression      string
@@ -84,19 +88,10 @@ func (e Engine) Check(req Request) error {
 
 // able reports what no builder that task may get can do.
 func able(task *wire.Task) error {
-	if err := errors.Join(ability.CheckRun(task.Network, task.AddHosts), ability.Check(task.Options), ability.CheckOutputs(task)); err != nil {
+	if err := errors.Join(ability.CheckRun(task.Network, task.AddHosts), ability.Check(task.Options), ability.CheckCgroup(task.Options, task.Engine.Host), ability.CheckOutputs(task)); err != nil {
 		return err
 	}
-	asked := ability.Build{
-		Script: script.Read(task.Dockerfile), Options: task.Options, Remote: task.Remote, OwnText: len(task.Dockerfile) > 0,
-		SSH: task.SSH, Outputs: task.Outputs,
-	}
-	for _, r := range task.Registries {
-		if len(r.Mirrors) > 0 {
-			asked.Mirrored = append(asked.Mirrored, r.Host)
-		}
-	}
 	builders, name := ability.Of(task.Engine)
-	_, err := asked.Choose(builders, name)
+	_, err := ability.Asked(task).Choose(builders, name)
 	return err
 }

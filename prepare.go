@@ -90,6 +90,10 @@ func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	req.Target = cmp.Or(req.Target, file.Metadata().Target)
+	if len(req.Options.Platforms) == 0 {
+		req.Options.Platforms = slices.Clone(file.Metadata().Platforms)
+	}
 	if _, err := file.Target(req.Target); err != nil {
 		return nil, file, err
 	}

@@ -81,6 +81,23 @@ func TestPreparePrecedence(t *testing.T) {
 	}
 }
 
+// TestPrepareMetadataOptions: what the Dockerfile says of the build itself counts where
+// the request is silent.
+func TestPrepareMetadataOptions(t *testing.T) {
+	f := newTestFramework(t, nil)
+	text := []byte("# portainer: target=first platform=linux/arm64,linux/amd64\nFROM scratch AS first\nFROM scratch AS second\n")
+	spec, err := f.prepare(t.Context(), Request{Repository: "app", Source: text, Dockerfile: "Dockerfile"})
+	require.NoError(t, err)
+	require.Equal(t, "first", spec.task.Target)
+	require.Equal(t, []string{"linux/arm64", "linux/amd64"}, spec.task.Options.Platforms)
+	spec, err = f.prepare(t.Context(), Request{
+		Repository: "app", Source: text, Dockerfile: "Dockerfile", Target: "second", Options: Options{Platforms: []string{"linux/386"}},
+	})
+	require.NoError(t, err)
+	require.Equal(t, "second", spec.task.Target)
+	require.Equal(t, []string{"linux/386"}, spec.task.Options.Platforms)
+}
+
 func TestPrepareTask(t *testing.T) {
 	f := newTestFramework(t, func(cfg *Config) {
 		cfg.Engine = Engine{Kind: "docker", Host: "unix:///var/run/docker.sock"}

@@ -111,6 +111,7 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 	b.outputs.addFlags(f)
 	f.StringVar(&b.iidFile, "iidfile", "", "write the image's ID to this file (one Dockerfile only)")
 	b.addFlags(f)
+	addForeignFlags(f)
 	f.SetNormalizeFunc(normalizeFlag)
 	return cmd, b
 }

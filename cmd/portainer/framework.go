@@ -40,6 +40,7 @@ type frameworkCommand struct {
 
 	stream       bool
 	progress     string
+	quiet        bool
 	metadataFile string
 	iidFile      string
 
@@ -69,6 +70,7 @@ func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&c.stream, "stream", false, "show the output of steps exactly as they write it, without step numbers")
 	f.StringVar(&c.progress, "progress", "auto", "plain shows each step and its output, quiet only what fails, tty also a line that tells\n"+
 		"how far the staging of contexts is, and is redrawn; auto is tty on a terminal, else plain")
+	f.BoolVarP(&c.quiet, "quiet", "q", false, "the same as --progress quiet")
 	f.StringVar(&c.metadataFile, "metadata-file", "", "write what was built to this file, as JSON")
 }
 
@@ -85,6 +87,9 @@ func normalizeFlag(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 
 // check refuses flags that cannot be meant together.
 func (c *frameworkCommand) check() error {
+	if c.quiet {
+		c.progress = "quiet"
+	}
 	switch c.progress {
 	case "auto", "plain", "quiet", "tty":
 	default:

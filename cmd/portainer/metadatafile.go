@@ -55,14 +55,14 @@ type buildMetadata struct {
 	Dockerfile string `json:"dockerfile,omitempty"` // not known to attach
 	Image      string `json:"image"`
 	imageMetadata
-	Outputs  []portainer.Written `json:"outputs,omitempty"`
-	Refs     []string            `json:"refs,omitempty"`
-	Engine   string              `json:"engine,omitempty"`
-	Agent    string              `json:"agent,omitempty"`
-	Hostname string              `json:"hostname,omitempty"`
-	Attempts int                 `json:"attempts"`
-	Started  *time.Time          `json:"started,omitempty"`
-	Finished *time.Time          `json:"finished,omitempty"`
+	Outputs  []outputMetadata `json:"outputs,omitempty"`
+	Refs     []string         `json:"refs,omitempty"`
+	Engine   string           `json:"engine,omitempty"`
+	Agent    string           `json:"agent,omitempty"`
+	Hostname string           `json:"hostname,omitempty"`
+	Attempts int              `json:"attempts"`
+	Started  *time.Time       `json:"started,omitempty"`
+	Finished *time.Time       `json:"finished,omitempty"`
 
 	// Of a build that made no image.
 	Class string `json:"class,omitempty"`
@@ -72,10 +72,21 @@ type buildMetadata struct {
 	Error string `json:"error,omitempty"`
 }
 
+// outputMetadata is what an --output wrote.
+type outputMetadata struct {
+	Type   string `json:"type"`
+	Dest   string `json:"dest"`
+	Size   int64  `json:"size"` // of the archive, or of that of a directory, in bytes
+	Digest string `json:"digest"`
+}
+
 func metadataOf(j *job) buildMetadata {
 	m := buildMetadata{Dockerfile: j.file, Image: j.image, imageMetadata: imageOf(j)}
 	if r := j.result; j.err == nil && r != nil {
-		m.Image, m.Refs, m.Engine, m.Outputs = r.Image, r.Refs, r.Engine, r.Outputs
+		m.Image, m.Refs, m.Engine = r.Image, r.Refs, r.Engine
+		for _, w := range r.Outputs {
+			m.Outputs = append(m.Outputs, outputMetadata(w))
+		}
 		m.Agent, m.Hostname, m.Attempts = string(r.Agent), r.Hostname, r.Attempts
 		m.Started, m.Finished = &r.Started, &r.Finished
 		return m

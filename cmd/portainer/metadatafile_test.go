@@ -38,7 +38,8 @@ func TestMetadataFile(t *testing.T) {
 		require.Equal(t, want, got[key], key)
 	}
 	require.Len(t, got["builds"], 1)
-	require.Contains(t, got["builds"].([]any)[0], "outputs")
+	require.Equal(t, []any{map[string]any{"type": "oci", "dest": "x", "size": 3.0, "digest": "sha256:3"}},
+		got["builds"].([]any)[0].(map[string]any)["outputs"])
 	id, err := os.ReadFile(c.iidFile)
 	require.NoError(t, err)
 	require.Equal(t, "sha256:2", string(id))

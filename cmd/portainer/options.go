@@ -25,6 +25,7 @@ func (o *optionFlags) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.annotations, "annotation", nil, "an annotation of the manifest, NAME=VALUE; may be repeated")
 	f.StringArrayVar(&o.Ulimits, "ulimit", nil, "a limit of processes in RUN, such as nofile=1024:2048; may be repeated")
 	f.Var(&o.shmSize, "shm-size", "the size of /dev/shm in RUN, in bytes or as 64m")
+	f.StringVar(&o.CgroupParent, "cgroup-parent", "", "the cgroup of the daemon's machine that RUN gets its own below (a given daemon only)")
 	f.StringVar(&o.Compression, "compression", "", "of the layers: gzip, zstd, estargz or uncompressed (default gzip)")
 	f.IntVar(&o.CompressionLevel, "compression-level", 0, "the level of the compression (default: its own)")
 	f.StringVar(&o.SourceDateEpoch, "source-date-epoch", "", "seconds since 1970, in the place of every time in the image")

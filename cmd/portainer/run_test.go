@@ -252,3 +252,21 @@ func TestFrameworkName(t *testing.T) {
 	require.Equal(t, "portainer: r/a, r/b, r/c", frameworkName(jobs[:3]))
 	require.Equal(t, "portainer: r/a, r/b, r/c and 2 more", frameworkName(jobs))
 }
+
+// TestFlagsOfBuildx: what docker buildx build takes and portainer does not is refused
+// with advice, and is in no help.
+func TestFlagsOfBuildx(t *testing.T) {
+	help := portainerWith(t, nil, "build", "--help")
+	for _, f := range foreignFlags {
+		for _, args := range [][]string{{"--" + f.name}, {"--" + f.name + "=value"}} {
+			got := portainerWith(t, nil, append([]string{"build"}, append(args, t.TempDir())...)...)
+			require.Equal(t, exitUsage, got.code, args)
+			require.Contains(t, got.stderr, "--"+f.name)
+			require.Contains(t, got.stderr, f.advice)
+		}
+		require.NotContains(t, help.stdout, "--"+f.name+" ")
+	}
+	got := portainerWith(t, nil, "build", "--quiet", "--stream", t.TempDir())
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.stderr, "--progress quiet")
+}

@@ -68,6 +68,20 @@ type Build struct {
 	Outputs []wire.Output
 }
 
+// Asked is what task asks of a builder.
+func Asked(task *wire.Task) *Build {
+	b := &Build{
+		Script: script.Read(task.Dockerfile), Options: task.Options, Staged: len(task.Contexts), Remote: task.Remote, OwnText: len(task.Dockerfile) > 0,
+		SSH: task.SSH, Outputs: task.Outputs,
+	}
+	for _, r := range task.Registries {
+		if len(r.Mirrors) > 0 {
+			b.Mirrored = append(b.Mirrored, r.Host)
+		}
+	}
+	return b
+}
+
 // An Ability is something that not every builder can do.
 type Ability struct {
 	Name  string
@@ -110,6 +124,8 @@ var Table = []Ability{
 		func(b *Build) bool { return len(b.Options.Ulimits) > 0 }},
 	{"shm-size", []Builder{Classic, DockerBuildKit, Standalone},
 		func(b *Build) bool { return b.Options.ShmSize > 0 }},
+	{"cgroup-parent (a given daemon)", []Builder{Classic, DockerBuildKit, Standalone},
+		func(b *Build) bool { return b.Options.CgroupParent != "" }},
 	{"compression", []Builder{Standalone},
 		func(b *Build) bool { return b.Options.Compression != "" || b.Options.CompressionLevel != 0 }},
 	{"source-date-epoch", []Builder{Standalone},
@@ -155,8 +171,8 @@ func (b *Build) writes(what string) bool {
 // notInline reports whether a place of cache is another than the image itself.
 func notInline(s string) bool { return s != "inline" && s != "type=inline" }
 
-// lacks are the names of what builder cannot do of b.
-func (b *Build) lacks(builder Builder) []string {
+// Lacks are the names of what builder cannot do of b.
+func (b *Build) Lacks(builder Builder) []string {
 	var lacks []string
 	for _, a := range Table {
 		if a.asked(b) && !slices.Contains(a.By, builder) {
@@ -174,7 +190,7 @@ func (b *Build) Choose(from []Builder, engine string) (Builder, error) {
 	}
 	var lacking []string
 	for i, builder := range from {
-		lacks := b.lacks(builder)
+		lacks := b.Lacks(builder)
 		if len(lacks) == 0 {
 			return builder, nil
 		}
@@ -189,7 +205,7 @@ func (b *Build) Choose(from []Builder, engine string) (Builder, error) {
 func (b *Build) whoCan() string {
 	var can []string
 	for builder := range Builders {
-		if len(b.lacks(builder)) == 0 {
+		if len(b.Lacks(builder)) == 0 {
 			can = append(can, builder.String())
 		}
 	}

@@ -63,6 +63,9 @@ func TestCheck(t *testing.T) {
 		Compression: "zstd", SourceDateEpoch: "1767225600", Provenance: "max", Ulimits: []string{"nofile=1:2"},
 		CacheTo: []string{"inline", "type=s3,region=eu,bucket=b"}, CacheFrom: []string{"h/team/app", `type=registry,"ref=h/a"`},
 	}))
+	require.ErrorContains(t, ability.CheckCgroup(wire.Options{CgroupParent: "/builds"}, ""), `cgroup-parent "/builds": the steps of an engine that the executor starts`)
+	require.NoError(t, ability.CheckCgroup(wire.Options{CgroupParent: "/builds"}, "unix:///d"))
+	require.NoError(t, ability.CheckCgroup(wire.Options{}, ""))
 	require.ErrorContains(t, ability.CheckRun("bridge", nil), "network")
 	require.ErrorContains(t, ability.CheckRun("", []string{"name"}), "add-host")
 	require.NoError(t, ability.CheckRun("none", []string{"name:127.0.0.1"}))

@@ -44,6 +44,16 @@ func Check(o wire.Options) error {
 	return nil
 }
 
+// CheckCgroup finds a parent of cgroups that an engine of the executor's own, which is
+// one without a host, cannot allow.
+func CheckCgroup(o wire.Options, host string) error {
+	if o.CgroupParent == "" || host != "" {
+		return nil
+	}
+	return fmt.Errorf("cgroup-parent %q: the steps of an engine that the executor starts stay in the cgroup of their task, which bounds them: "+
+		"give a daemon (--docker-host, --buildkit-addr)", o.CgroupParent)
+}
+
 // CheckRun finds values for RUN that no builder takes.
 func CheckRun(network string, addHosts []string) error {
 	switch network {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
 	"github.com/org/portainer/internal/engine"
 	"github.com/org/portainer/internal/seal"
 )
@@ -26,6 +27,7 @@ func (a *attempt) engineConfig(ctx context.Context, staged *stagedContexts) (eng
 		AllowVFS: t.Engine.AllowVFS,
 		Sandbox:  a.sandbox,
 		Insecure: t.Insecure,
+		Asked:    ability.Asked(t),
 		Bundler:  staged.main,
 		Contexts: staged.named,
 		Permit:   a.permit.acquire,

@@ -38,8 +38,10 @@ func TestParseErrors(t *testing.T) {
 		{"part of a gpu", "# portainer: gpus=0.5\nFROM scratch\n", `Dockerfile:1: # portainer: gpus: "0.5" is not a whole number of GPUs above 0`, 1},
 		{"bad mem", "FROM scratch\nMEM -1\n", `Dockerfile:2: MEM: "-1" is not an amount of memory above 0, such as 512 (MB), 512m or 1g`, 2},
 		{"said twice", "CPUS 1\nBUILD_CPU 2\nFROM scratch\n", "Dockerfile:2: BUILD_CPU: cpus has another value in line 1", 2},
+		{"no platform", "# portainer: platform=linux\nFROM scratch\n", `Dockerfile:1: # portainer: platform: "linux" is not a platform such as linux/arm64 or linux/arm/v7`, 1},
+		{"another target", "# portainer: target=a\n# portainer: target=b\nFROM scratch AS a\n", "Dockerfile:2: # portainer: target: target has another value in line 1", 2},
 		{"comment without value", "FROM scratch\n# portainer: cpus\n", `Dockerfile:2: # portainer: "cpus" is not of the form key=value`, 2},
-		{"comment with unknown key", "FROM scratch\n# portainer: cpu=1\n", "Dockerfile:2: # portainer: cpu: unknown key; the keys are registry, repository, cpus, mem, gpus, context (did you mean cpus?)", 2},
+		{"comment with unknown key", "FROM scratch\n# portainer: cpu=1\n", "Dockerfile:2: # portainer: cpu: unknown key; the keys are registry, repository, cpus, mem, gpus, target, platform, context (did you mean cpus?)", 2},
 		{"all of them", "FROM scratch\nNONSENSE\nMEM x\nCOPY a\n",
 			"Dockerfile:2: unknown instruction: NONSENSE\n" +
 				"Dockerfile:3: MEM: \"x\" is not an amount of memory above 0, such as 512 (MB), 512m or 1g\n" +
@@ -68,6 +70,10 @@ func TestMetadata(t *testing.T) {
 		{"synonyms", "FROM scratch\nBUILD_CPU 2\nBUILD_MEM 1g\n",
 			dockerfile.Metadata{CPUs: 2, MemMB: 1024, Lines: map[string]int{"cpus": 2, "mem": 3}}},
 		{"gpus", "# portainer: gpus=2\nFROM scratch\n", dockerfile.Metadata{GPUs: 2, Lines: map[string]int{"gpus": 1}}},
+		{
+			"target and platforms", "# portainer: target=app platform=linux/amd64,linux/arm/v7\nFROM scratch AS app\n",
+			dockerfile.Metadata{Target: "app", Platforms: []string{"linux/amd64", "linux/arm/v7"}, Lines: map[string]int{"target": 1, "platform": 1}},
+		},
 		{"comment", "FROM scratch\n#  portainer:  repository=team/app cpus=2 mem=1.5g registry=[::1]:80\n",
 			dockerfile.Metadata{Registry: "[::1]:80", Repository: "team/app", CPUs: 2, MemMB: 1536,
 				Lines: map[string]int{"registry": 2, "repository": 2, "cpus": 2, "mem": 2}}},

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,17 +25,19 @@ import (
 //
 //	# portainer: repository=team/app cpus=2 mem=1g registry=registry.example.com:5000
 //
-// A comment may also say gpus=1, and context=always, for a base image whose ONBUILD
+// A comment may also say gpus=1, target=stage, platform=linux/amd64,linux/arm64, and context=always, for a base image whose ONBUILD
 // instructions need the build context though the file itself copies nothing.
 type Metadata struct {
 	Registry      string
 	Repository    string
-	CPUs          float64 // 0 if not given
-	MemMB         float64 // 0 if not given
-	GPUs          float64 // 0 if not given
+	CPUs          float64  // 0 if not given
+	MemMB         float64  // 0 if not given
+	GPUs          float64  // 0 if not given
+	Target        string   // the stage to build
+	Platforms     []string // what the image is for
 	ContextAlways bool
 	// Lines are where each was given: "registry", "repository", "cpus", "mem",
-	// "gpus", "context".
+	// "gpus", "target", "platform", "context".
 	Lines map[string]int
 }
 
@@ -51,7 +54,7 @@ var metadataKeys = map[string]string{
 	"build_mem":  "mem",
 }
 
-var commentKeys = []string{"registry", "repository", "cpus", "mem", "gpus", "context"}
+var commentKeys = []string{"registry", "repository", "cpus", "mem", "gpus", "target", "platform", "context"}
 
 func isMetadata(instruction string) bool {
 	_, ok := metadataKeys[strings.ToLower(instruction)]
@@ -151,6 +154,13 @@ func (m *Metadata) set(key, value string, line int) error {
 		next.MemMB, err = ParseMem(value)
 	case "gpus":
 		next.GPUs, err = ParseGPUs(value)
+	case "target":
+		next.Target = value
+		if value == "" {
+			err = errors.New("it names no stage")
+		}
+	case "platform":
+		next.Platforms, err = parsePlatforms(value)
 	case "context":
 		next.ContextAlways = value == "always"
 		if value != "always" && value != "auto" {
@@ -165,7 +175,7 @@ func (m *Metadata) set(key, value string, line int) error {
 	}
 	if first, again := m.Lines[key]; again {
 		if m.Registry != next.Registry || m.Repository != next.Repository || m.CPUs != next.CPUs ||
-			m.MemMB != next.MemMB || m.GPUs != next.GPUs || m.ContextAlways != next.ContextAlways {
+			m.MemMB != next.MemMB || m.Target != next.Target || !slices.Equal(m.Platforms, next.Platforms) || m.GPUs != next.GPUs || m.ContextAlways != next.ContextAlways {
 			return fmt.Errorf("%s has another value in line %d", key, first)
 		}
 		return nil
@@ -178,6 +188,7 @@ func (m *Metadata) set(key, value string, line int) error {
 
 var (
 	registryHost   = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
+	platform       = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$`)
 	repositoryPath = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 )
 
@@ -196,6 +207,17 @@ func parseRepository(s string) (string, error) {
 		return "", fmt.Errorf("%q is not a repository path such as team/app: lower case, without host, tag or digest", s)
 	}
 	return s, nil
+}
+
+// parsePlatforms reads platforms that are separated by commas.
+func parsePlatforms(s string) ([]string, error) {
+	list := strings.Split(s, ",")
+	for _, p := range list {
+		if !platform.MatchString(p) {
+			return nil, fmt.Errorf("%q is not a platform such as linux/arm64 or linux/arm/v7", p)
+		}
+	}
+	return list, nil
 }
 
 func parseCPUs(s string) (float64, error) {

@@ -22,7 +22,7 @@ func choose(cfg Config, m machine) (kind, why string, err error) {
 		if cfg.Host != "" {
 			return KindDocker, "a daemon is given", nil
 		}
-		return m.choose()
+		return m.choose(cfg.Asked)
 	case KindDocker:
 		if cfg.Host == "" {
 			return "", "", misused(`engine "docker" needs the address of a daemon`)

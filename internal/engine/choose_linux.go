@@ -3,7 +3,11 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+
+	"github.com/org/portainer/internal/ability"
+	"github.com/org/portainer/internal/wire"
 )
 
 // ociRuntimes are the OCI runtimes that buildkitd can run steps with, best first.
@@ -48,10 +52,13 @@ func (m machine) buildkit() (k kit, err error) {
 	return k, nil
 }
 
-// choose chooses among the engines of our own.
-func (m machine) choose() (kind, why string, err error) {
+// choose chooses among the engines of our own, for builds that ask for asked.
+func (m machine) choose(asked *ability.Build) (kind, why string, err error) {
 	k, err := m.buildkit()
 	if err == nil {
+		if why, better := m.dockerdInstead(asked, k); better {
+			return KindDockerd, why, nil
+		}
 		why = fmt.Sprintf("%s and %s are there", k.buildkitd, k.runtime)
 		if k.rootlesskit != "" {
 			why += fmt.Sprintf(", and %s for user %d, who is not root", k.rootlesskit, m.uid)
@@ -67,4 +74,20 @@ func (m machine) choose() (kind, why string, err error) {
 	}
 	missing, _, _ := strings.Cut(err.Error(), ": ")
 	return KindDockerd, fmt.Sprintf("%s is there; %s", dockerd, missing), nil
+}
+
+// dockerdInstead reports whether a dockerd is there that can do what the buildkitd of
+// k cannot do, and says so.
+func (m machine) dockerdInstead(asked *ability.Build, k kit) (why string, better bool) {
+	if asked == nil || m.uid != 0 {
+		return "", false
+	}
+	lacks := asked.Lacks(ability.Standalone)
+	dockerd, ok := m.find("dockerd")
+	if len(lacks) == 0 || !ok {
+		return "", false
+	}
+	builders, _ := ability.Of(wire.Engine{Kind: KindDockerd})
+	can := slices.ContainsFunc(builders, func(b ability.Builder) bool { return len(asked.Lacks(b)) == 0 })
+	return fmt.Sprintf("%s is there; %s cannot do this: %s", dockerd, k.buildkitd, strings.Join(lacks, ", ")), can
 }

@@ -7,11 +7,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
+	"github.com/org/portainer/internal/script"
+	"github.com/org/portainer/internal/wire"
 )
 
 // TestChoose has a machine with some programs, and what is built with there.
 func TestChoose(t *testing.T) {
 	const rootless = "rootlesskit newuidmap newgidmap"
+	squash := &ability.Build{Script: script.Read(nil), Options: wire.Options{Squash: true}}
 	tests := []struct {
 		name, programs string
 		uid            int
@@ -36,6 +40,12 @@ func TestChoose(t *testing.T) {
 		{name: "not root, no newgidmap", programs: "buildkitd runc rootlesskit newuidmap", uid: 1000, class: portainer.ClassLaunch,
 			says: []string{"newgidmap", "uidmap", "/etc/subuid"}},
 		{name: "asked for", programs: "buildkitd runc", cfg: Config{Kind: KindDockerd}, kind: KindDockerd, why: "asked for"},
+		{name: "both, and what buildkitd cannot do", programs: "dockerd buildkitd runc", cfg: Config{Asked: squash}, kind: KindDockerd,
+			why: "/p/dockerd is there; /p/buildkitd cannot do this: squash (a daemon in experimental mode)"},
+		{name: "both, and what neither can do", programs: "dockerd buildkitd runc", kind: KindBuildkitd, why: "/p/buildkitd and /p/runc are there",
+			cfg: Config{Asked: &ability.Build{Script: script.Read(nil), Options: wire.Options{Squash: true, SBOM: "default"}}}},
+		{name: "buildkitd alone, and what it cannot do", programs: "buildkitd runc", cfg: Config{Asked: squash}, kind: KindBuildkitd,
+			why: "/p/buildkitd and /p/runc are there"},
 		{name: "unknown", cfg: Config{Kind: "podman"}, class: portainer.ClassInvalid, says: []string{"podman"}},
 	}
 	for _, tt := range tests {

@@ -45,9 +45,10 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	}
 	switch {
 	case !d.given: // one of our own has a cgroup above all its containers
-	case d.guest != nil && d.guest.cgroup != "":
+	case d.guest != nil && d.guest.cgroup != "" && j.req.Options.CgroupParent == "":
 		opts.CgroupParent = d.guest.cgroup
 	default:
+		opts.CgroupParent = j.req.Options.CgroupParent
 		opts.Memory = int64(j.cfg.MemMB * (1 << 20))
 		opts.MemorySwap = opts.Memory
 		if j.cfg.CPUs > 0 {

@@ -53,6 +53,9 @@ func startDockerd(ctx context.Context, cfg Config) (_ *docker, err error) {
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
 		"--cgroup-parent", h.Cgroup,
 	}
+	if cfg.Asked != nil && cfg.Asked.Options.Squash {
+		argv = append(argv, "--experimental") // else the classic builder refuses it
+	}
 	for _, r := range cfg.Insecure {
 		argv = append(argv, "--insecure-registry", r)
 	}

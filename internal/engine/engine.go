@@ -36,7 +36,7 @@ const (
 // A Config says which engine to open and what it may use.
 type Config struct {
 	// Kind is one of the kinds of engines. "" and "auto" mean "docker" when
-	// Host is set, else what is installed.
+	// Host is set, else what is installed that can do what Asked says.
 	Kind string
 	// Host is the address of a given daemon as DOCKER_HOST spells it:
 	// unix:///path or tcp://host:port. Kind "docker" requires it; kind
@@ -73,6 +73,11 @@ type Config struct {
 
 	// Save keeps outputs that are no registry. nil means that there are none.
 	Save SaveFunc
+
+	// Asked is what the builds will ask for: KindAuto takes an engine that can do it,
+	// and a dockerd of our own is in the mode that it needs. nil means nothing
+	// special. Not modified.
+	Asked *ability.Build
 
 	// Bundler writes the build context. nil means that builds have none: the
 	// engine gets the Dockerfile alone.
@@ -276,7 +281,8 @@ func newJob(ctx context.Context, cfg Config, req portainer.Request) (*job, error
 			j.refs = append(j.refs, j.image+":"+tag)
 		}
 	}
-	if err := errors.Join(ability.CheckRun(req.Network, req.AddHosts), ability.Check(wire.Options(req.Options))); err != nil {
+	if err := errors.Join(ability.CheckRun(req.Network, req.AddHosts), ability.Check(wire.Options(req.Options)),
+		ability.CheckCgroup(wire.Options(req.Options), cfg.Host)); err != nil {
 		return nil, j.error(ctx, invalid(err))
 	}
 	if j.file == "" {

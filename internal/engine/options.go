@@ -36,6 +36,9 @@ func (j *job) solveOptions(opt *bk.SolveOpt, again bool) error {
 	if o.ShmSize > 0 {
 		attrs["shm-size"] = strconv.FormatInt(o.ShmSize, 10)
 	}
+	if o.CgroupParent != "" {
+		attrs["cgroup-parent"] = o.CgroupParent
+	}
 	if o.SourceDateEpoch != "" {
 		attrs["build-arg:SOURCE_DATE_EPOCH"] = o.SourceDateEpoch
 	}

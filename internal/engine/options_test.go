@@ -1,6 +1,9 @@
 package engine_test
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,11 +11,16 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
+	"github.com/org/portainer/internal/dockertest"
 	"github.com/org/portainer/internal/engine"
+	"github.com/org/portainer/internal/script"
+	"github.com/org/portainer/internal/wire"
 )
 
 func TestOptions(t *testing.T) {
@@ -20,6 +28,16 @@ func TestOptions(t *testing.T) {
 	const classic, old, standalone = "given docker classic", "given docker buildkit", "own buildkitd"
 	file := func(path, want string) func(*testing.T, string) {
 		return func(t *testing.T, ref string) { require.Equal(t, want, fileSystem(t, pull(t, ref))[path]) }
+	}
+	attested := func(t *testing.T, ref, kind string) map[string]any {
+		t.Helper()
+		predicate := attestations(t, ref)[kind]
+		require.NotNil(t, predicate, kind)
+		return predicate
+	}
+	buildConfig := func(t *testing.T, ref string) any { // each step
+		definition := attested(t, ref, "https://slsa.dev/provenance/v1")["buildDefinition"].(map[string]any)
+		return definition["internalParameters"].(map[string]any)["buildConfig"]
 	}
 	tests := []struct {
 		name    string
@@ -48,12 +66,14 @@ func TestOptions(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, int64(86400), c.Created.Unix())
 		}},
-		{"provenance", "RUN true", portainer.Options{Provenance: "min"}, standalone, func(t *testing.T, ref string) {
-			types := map[string]string{}
-			for _, m := range index(t, ref).Manifests {
-				types[m.Annotations["vnd.docker.reference.type"]] = m.Platform.String()
-			}
-			require.Contains(t, types, "attestation-manifest")
+		{"provenance min", "RUN true", portainer.Options{Provenance: "min"}, standalone, func(t *testing.T, ref string) {
+			require.Nil(t, buildConfig(t, ref))
+		}},
+		{"provenance max", "RUN true", portainer.Options{Provenance: "max"}, standalone, func(t *testing.T, ref string) {
+			require.NotNil(t, buildConfig(t, ref))
+		}},
+		{"sbom", "RUN echo x >/x", portainer.Options{SBOM: r.scanner(t)}, standalone, func(t *testing.T, ref string) {
+			require.Equal(t, "seen by the scanner: bin dev etc proc root sys tmp x", strings.TrimSpace(attested(t, ref, "https://spdx.dev/Document")["name"].(string)))
 		}},
 		{"platforms", "", portainer.Options{Platforms: []string{"linux/amd64", "linux/arm64"}}, standalone, func(t *testing.T, ref string) {
 			var platforms []string
@@ -70,30 +90,51 @@ func TestOptions(t *testing.T) {
 		{"build-context", "COPY --from=other /etc/passwd /p", portainer.Options{BuildContexts: map[string]string{"other": "docker-image://" + r.busybox}},
 			standalone, func(t *testing.T, ref string) { require.Contains(t, fileSystem(t, pull(t, ref))["p"], "root:") }},
 		{"cache-from nothing", "RUN true", portainer.Options{CacheFrom: []string{r.registry.Addr + "/no/cache:here"}}, classic + old + standalone, nil},
-		{"squash", "RUN true", portainer.Options{Squash: true}, "", nil},
+		{"add-host", "RUN cat /etc/hosts >/h", portainer.Options{}, classic + old + standalone, func(t *testing.T, ref string) {
+			require.Regexp(t, `192\.0\.2\.7\s+db\.example`, fileSystem(t, pull(t, ref))["h"])
+		}},
+		{"network none", "RUN sed '1,2d;s/:.*//;s/ //g' /proc/net/dev >/n", portainer.Options{}, classic + old + standalone, func(t *testing.T, ref string) {
+			require.Equal(t, "lo\n", fileSystem(t, pull(t, ref))["n"])
+		}},
+		{"network", "RUN sed '1,2d; s/:.*//; s/ //g' /proc/net/dev >/n", portainer.Options{}, classic + old + standalone, func(t *testing.T, ref string) {
+			require.NotEqual(t, "lo\n", fileSystem(t, pull(t, ref))["n"])
+		}},
+		{"secret", "RUN --mount=type=secret,id=key cat /run/secrets/key >/s", portainer.Options{}, classic + old + standalone, file("s", "the key")},
+		{"squash", "RUN true", portainer.Options{Squash: true}, "", nil}, // see TestSquash,
+	}
+	secret := func(_ context.Context, id string) ([]byte, error) { return []byte("the " + id), nil }
+	requests := map[string]func(*portainer.Request){
+		"add-host":     func(req *portainer.Request) { req.AddHosts = []string{"db.example:192.0.2.7"} },
+		"network none": func(req *portainer.Request) { req.Network = "none" },
 	}
 	for _, w := range ways {
-		if w.kind == engine.KindDockerd {
-			continue // as with a given one
-		}
-		for _, tt := range tests {
+		// One engine for all of the table, which has them at the same time.
+		log := &recorder{}
+		cfg := r.config(t, w.kind, log)
+		cfg.Bundler, cfg.Secrets = files{"a": "a"}, secret
+		e := open(t, cfg)
+		// Another daemon of the same version can do the same.
+		as := strings.Replace(w.name, "own dockerd", "given docker", 1)
+		for i, tt := range tests {
 			t.Run(w.name+" "+tt.name, func(t *testing.T) {
 				t.Parallel()
-				log := &recorder{}
-				cfg := r.config(t, w.kind, log)
-				cfg.Bundler = files{"a": "a"}
-				e := open(t, cfg)
 				req := r.request(t, "FROM BUSYBOX\n"+strings.Replace(tt.source, "RUN ", "RUN "+w.mount, 1)+"\n")
 				if len(tt.options.Platforms) > 0 {
 					req = r.request(t, "FROM scratch\nCOPY a /a\n")
 				}
+				req.ID = portainer.BuildID(fmt.Sprintf("b%d", i))
 				req.Options = tt.options
+				if change := requests[tt.name]; change != nil {
+					change(&req)
+				}
 				res, err := e.Build(testContext(t), req)
 				// What a daemon before 23 can do with one of its builders it does.
-				can := strings.Contains(tt.by, w.name) || w.kind == engine.KindDocker && w.mount == "" && strings.Contains(tt.by, old)
+				can := strings.Contains(tt.by, as) || w.kind != engine.KindBuildkitd && w.mount == "" && strings.Contains(tt.by, old)
 				if !can {
 					require.ErrorIs(t, err, portainer.ErrInvalid)
-					require.NotContains(t, fmt.Sprint(log.all()), "pushing")
+					for _, ev := range log.all() {
+						require.False(t, ev.Build == req.ID && strings.Contains(ev.Step.Name, "pushing"), "%v", ev)
+					}
 					return
 				}
 				require.NoError(t, err)
@@ -103,6 +144,84 @@ func TestOptions(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestSquash has daemons in experimental mode: one that is given, and one of our own
+// that auto takes because of that.
+func TestSquash(t *testing.T) {
+	r := theRig(t)
+	daemon, err := dockertest.StartDaemon(testContext(t), t.TempDir(), "--experimental")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, daemon.Stop()) })
+	given := r.given(nil)
+	given.Host = daemon.Host
+	own := r.own(t, engine.KindAuto, nil)
+	own.Asked = &ability.Build{Script: script.Read(nil), Options: wire.Options{Squash: true}}
+	for name, cfg := range map[string]engine.Config{"given": given, "own": own} {
+		t.Run(name, func(t *testing.T) { testSquash(t, r, open(t, cfg)) })
+	}
+}
+
+func testSquash(t *testing.T, r *rig, e *engine.Engine) {
+	t.Helper()
+	req := r.request(t, "FROM BUSYBOX\nRUN echo a >/a\nRUN rm /a && echo b >/b\n")
+	var layers []int
+	for _, squash := range []bool{false, true} {
+		req.Options.Squash = squash
+		res, err := e.Build(testContext(t), req)
+		require.NoError(t, err)
+		image := pull(t, res.Refs[0])
+		all, err := image.Layers()
+		require.NoError(t, err)
+		layers = append(layers, len(all))
+		got := fileSystem(t, image)
+		require.Equal(t, "b\n", got["b"])
+		require.NotContains(t, got, "a")
+	}
+	require.Equal(t, []int{3, 2}, layers)
+}
+
+// scanner pushes an image that finds out what is in another: the names at its root. It
+// does so as BuildKit has it (buildkit docs/attestations/sbom-protocol.md).
+func (r *rig) scanner(t *testing.T) string {
+	t.Helper()
+	const script = `echo '{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document",` +
+		`"predicate":{"name":"seen by the scanner: '$(ls $BUILDKIT_SCAN_SOURCE)'"}}' >$BUILDKIT_SCAN_DESTINATION/scan.spdx.json`
+	image, err := mutate.Config(pull(t, r.busybox), v1.Config{Entrypoint: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}})
+	require.NoError(t, err)
+	tag, err := name.ParseReference(r.registry.Addr+"/scanner:v1", name.Insecure)
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(tag, image, remote.WithContext(testContext(t))))
+	return tag.Name()
+}
+
+// attestations returns the predicates that were attested of the image that the
+// registry has under ref, by their types.
+func attestations(t *testing.T, ref string) map[string]map[string]any {
+	t.Helper()
+	tag, err := name.ParseReference(ref, name.Insecure)
+	require.NoError(t, err)
+	all := map[string]map[string]any{}
+	for _, m := range index(t, ref).Manifests {
+		if m.Annotations["vnd.docker.reference.type"] != "attestation-manifest" {
+			continue
+		}
+		image, err := remote.Image(tag.Context().Digest(m.Digest.String()), remote.WithContext(testContext(t)))
+		require.NoError(t, err)
+		layers, err := image.Layers()
+		require.NoError(t, err)
+		for _, l := range layers {
+			var statement struct {
+				PredicateType string         `json:"predicateType"`
+				Predicate     map[string]any `json:"predicate"`
+			}
+			r, err := l.Uncompressed()
+			require.NoError(t, err)
+			require.NoError(t, errors.Join(json.NewDecoder(r).Decode(&statement), r.Close()))
+			all[statement.PredicateType] = statement.Predicate
+		}
+	}
+	return all
 }
 
 // index returns the index that the registry has under ref.

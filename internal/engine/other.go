@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+
+	"github.com/org/portainer/internal/ability"
 )
 
 // errLinux is what engines of our own answer elsewhere.
@@ -15,7 +17,7 @@ func startDockerd(context.Context, Config) (*docker, error) { return nil, errLin
 
 func startBuildkitd(context.Context, Config) (*buildKit, error) { return nil, errLinux }
 
-func (machine) choose() (kind, why string, err error) { return "", "", errLinux }
+func (machine) choose(*ability.Build) (kind, why string, err error) { return "", "", errLinux }
 
 // find finds no program: there is no use for one.
 func find(string) (string, bool) { return "", false }

@@ -107,6 +107,7 @@ type Options struct {
 	Annotations      map[string]string `json:"annotations,omitempty"`
 	Ulimits          []string          `json:"ulimits,omitempty"`
 	ShmSize          int64             `json:"shm_size,omitempty"`
+	CgroupParent     string            `json:"cgroup_parent,omitempty"`
 	Compression      string            `json:"compression,omitempty"`
 	CompressionLevel int               `json:"compression_level,omitempty"`
 	SourceDateEpoch  string            `json:"source_date_epoch,omitempty"`

@@ -37,7 +37,7 @@ var (
 		},
 		SSH:    []string{"default", "deploy"},
 		Target: "final", Args: map[string]string{"VERSION": "1", "EMPTY": ""}, Labels: map[string]string{"a": "b"},
-		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, Squash: true},
+		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, CgroupParent: "/builds", Squash: true},
 		Outputs:  []wire.Output{{Type: "registry"}, {Type: "oci", Attrs: map[string]string{"compression": "zstd"}}},
 		Delivery: &wire.Delivery{BucketURL: "s3://builds?region=eu-west-1", Prefix: "portainer/outputs/ABC/"},
 		Secrets:  true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
