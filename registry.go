@@ -67,14 +67,17 @@ func (r Registry) LogValue() slog.Value { return slog.StringValue(r.String()) }
 // masters and agents keep in memory.
 const maxCA = 64 << 10
 
-// validate returns everything that is wrong with r.
-func (r *Registry) validate() []error {
+// validate returns everything that is wrong with r, which comes after before.
+func (r *Registry) validate(before []Registry) []error {
 	var problems []error
 	bad := func(format string, args ...any) {
 		problems = append(problems, fmt.Errorf("Registries: %s: "+format, append([]any{r.Host}, args...)...))
 	}
 	if !isRegistry(r.Host) {
 		bad("%q is no registry: it must be host or host:port", r.Host)
+	}
+	if slices.ContainsFunc(before, func(other Registry) bool { return other.Host == r.Host }) {
+		bad("it is there twice")
 	}
 	switch {
 	case len(r.CA) > maxCA:
@@ -104,14 +107,9 @@ func isRegistry(host string) bool {
 // validateRegistries returns everything that is wrong with cfg.Registries.
 func (cfg *Config) validateRegistries() []error {
 	var problems []error
-	seen := make(map[string]bool)
 	for i := range cfg.Registries {
 		r := &cfg.Registries[i]
-		problems = append(problems, r.validate()...)
-		if seen[r.Host] {
-			problems = append(problems, fmt.Errorf("Registries: %s is there twice", r.Host))
-		}
-		seen[r.Host] = true
+		problems = append(problems, r.validate(cfg.Registries[:i])...)
 	}
 	return problems
 }

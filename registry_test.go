@@ -39,7 +39,7 @@ func TestRegistriesAreChecked(t *testing.T) {
 		{"no host", []Registry{{CA: cert}}, `"" is no registry`},
 		{"a URL", []Registry{{Host: "https://r.example"}}, `"https://r.example" is no registry`},
 		{"a path", []Registry{{Host: "r.example/team"}}, `"r.example/team" is no registry`},
-		{"twice", []Registry{{Host: "r.example"}, {Host: "r.example"}}, "r.example is there twice"},
+		{"twice", []Registry{{Host: "r.example"}, {Host: "r.example"}}, "r.example: it is there twice"},
 		{"no PEM", []Registry{{Host: "r.example", CA: []byte("no PEM")}}, "CA: it holds no certificate"},
 		{"a whole system's CAs", []Registry{{Host: "r.example", CA: make([]byte, maxCA+1)}}, "at most 65536 can be sent"},
 		{"no key", []Registry{{Host: "r.example", ClientCert: cert}}, "ClientCert, ClientKey: "},

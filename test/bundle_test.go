@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -61,7 +60,7 @@ func TestBundleArchive(t *testing.T) {
 	archive, err := bundle()
 	require.NoError(t, err)
 	clone := filepath.Dir(filepath.Dir(archive))
-	require.Regexp(t, regexp.MustCompile(`^portainer-executor-[0-9a-f]{12}\.linux-`+runtime.GOARCH+`\.bundle\.tar\.gz$`), filepath.Base(archive))
+	require.Regexp(t, `^portainer-executor-[0-9a-f]{12}\.linux-`+runtime.GOARCH+`\.bundle\.tar\.gz$`, filepath.Base(archive))
 	packed, err := os.ReadFile(archive)
 	require.NoError(t, err)
 	t.Logf("the archive has %d bytes", len(packed))

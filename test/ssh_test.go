@@ -71,7 +71,7 @@ func sshKey(t *testing.T) (ssh.PublicKey, ed25519.PrivateKey) {
 // serveAgent is an ssh agent on a socket, whose path it returns.
 func serveAgent(t *testing.T, keys agent.Agent) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ssh-")
+	dir, err := os.MkdirTemp("", "ssh-") //nolint:usetesting // short: a socket is in it
 	require.NoError(t, err)
 	l, err := net.Listen("unix", filepath.Join(dir, "agent"))
 	require.NoError(t, err)

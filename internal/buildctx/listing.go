@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/moby/patternmatcher"
@@ -144,9 +145,9 @@ func (r *reader) next(readers int) (l *listing, ok bool) {
 func (r *reader) add(l *listing) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := len(l.items) - 1; i >= 0; i-- {
-		if below := l.items[i].below; below != nil {
-			r.todo = append(r.todo, below)
+	for _, item := range slices.Backward(l.items) {
+		if item.below != nil {
+			r.todo = append(r.todo, item.below)
 		}
 	}
 	r.cond.Broadcast()

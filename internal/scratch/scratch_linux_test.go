@@ -84,7 +84,7 @@ func TestAbandonedAfterKill(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("TMPDIR", t.TempDir())
 			path := leave(t, command)
-			other, err := os.MkdirTemp("", "test-") // nothing says that it may go
+			other, err := os.MkdirTemp("", "test-") //nolint:usetesting // in TMPDIR, where nothing says that it may go
 			require.NoError(t, err)
 			none, err := scratch.Abandoned("other-")
 			require.NoError(t, err)

@@ -47,7 +47,7 @@ func testExpiry(t *testing.T) {
 	ref, _, err := s.PutContext(t.Context(), writes(data))
 	require.NoError(t, err)
 	require.NoError(t, s.Delete(t.Context(), ref))
-	time.Sleep(59 * time.Minute)
+	<-time.After(59 * time.Minute)
 	expire(0)
 	again, stats, err := s.PutContext(t.Context(), writes(data))
 	require.NoError(t, err)
@@ -55,14 +55,14 @@ func testExpiry(t *testing.T) {
 	require.Zero(t, stats.Sent, "it was kept")
 
 	// Who relies on it keeps it, and its time begins anew.
-	time.Sleep(23 * time.Hour)
+	<-time.After(23 * time.Hour)
 	expire(0)
 	require.NoError(t, s.Delete(t.Context(), ref))
-	time.Sleep(59 * time.Minute)
+	<-time.After(59 * time.Minute)
 	writes := len(f.writes)
 	expire(0)
 	require.Len(t, f.writes, writes, "nobody is disturbed for nothing")
-	time.Sleep(time.Minute)
+	<-time.After(time.Minute)
 	expire(1)
 	require.Empty(t, f.objects)
 	expire(0)
@@ -93,7 +93,7 @@ func testLongestTTLHolds(t *testing.T) {
 	objects, err = stores[0].List(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, time.Now().Add(3*time.Hour), objects[0].Expires)
-	time.Sleep(2 * time.Hour)
+	<-time.After(2 * time.Hour)
 	for _, s := range stores {
 		_, err := s.Expire(t.Context())
 		require.NoError(t, err)
@@ -101,7 +101,7 @@ func testLongestTTLHolds(t *testing.T) {
 	got, err := readAll(t, stores[0], ref)
 	require.NoError(t, err)
 	require.Equal(t, data, got)
-	time.Sleep(time.Hour)
+	<-time.After(time.Hour)
 	_, err = stores[2].Expire(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, f.objects)
@@ -120,7 +120,7 @@ func testLeasesOfTheDeadExpire(t *testing.T) {
 	ref, _, err := alive.PutContext(t.Context(), writes(data))
 	require.NoError(t, err)
 	for range 30 {
-		time.Sleep(staging.RenewEvery)
+		<-time.After(staging.RenewEvery)
 		require.NoError(t, alive.Renew(t.Context(), ref))
 		_, err := other.Expire(t.Context())
 		require.NoError(t, err)
@@ -153,7 +153,7 @@ func testLongUploadKeepsItsLease(t *testing.T) {
 		if len(f.below(staging.PackPrefix)) == 0 {
 			return errors.New("no pack was sent yet")
 		}
-		time.Sleep(30 * time.Hour)
+		<-time.After(30 * time.Hour)
 		mine, _, err := other.PutContext(t.Context(), writes(tarOf(t, file{"b", "b"})))
 		if err != nil {
 			return err
@@ -207,7 +207,7 @@ func testFailedUploadIsResumed(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, data, got)
 	require.NoError(t, next.Delete(t.Context(), ref))
-	time.Sleep(time.Hour)
+	<-time.After(time.Hour)
 	_, err = next.Expire(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, f.objects)
@@ -221,11 +221,11 @@ func testFailedUploadIsResumed(t *testing.T) {
 	_, _, err = s.PutContext(t.Context(), writes(tarOf(t, file{"b", random(1000)})))
 	require.ErrorIs(t, err, errDenied)
 	f.onWrite = nil
-	time.Sleep(59 * time.Minute)
+	<-time.After(59 * time.Minute)
 	_, err = s.Expire(t.Context())
 	require.NoError(t, err)
 	require.Len(t, f.below(staging.PackPrefix), 1)
-	time.Sleep(time.Minute)
+	<-time.After(time.Minute)
 	_, err = s.Expire(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, f.objects)
