@@ -60,8 +60,11 @@ func (n neighbour) watch() (stop func() shortage) {
 
 // machineKills returns how many processes of this machine have been killed for want
 // of memory, their machine's or their cgroup's (kernel mm/oom_kill.c).
-func machineKills() int {
-	data, err := os.ReadFile("/proc/vmstat")
+func machineKills() int { return killsIn("/proc/vmstat") }
+
+// killsIn returns what a file of counters says of such kills; 0 if it says nothing.
+func killsIn(file string) int {
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return 0
 	}

@@ -285,20 +285,7 @@ func (m *memory) kills() int {
 		}
 		return m.told
 	}
-	data, err := os.ReadFile(filepath.Join(m.dir, m.killsFile))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(data)) {
-		if n, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			kills, err := strconv.Atoi(strings.TrimSpace(n))
-			if err != nil {
-				return 0
-			}
-			return kills
-		}
-	}
-	return 0
+	return killsIn(filepath.Join(m.dir, m.killsFile))
 }
 
 // peak returns the most that was used, in bytes; 0 if the kernel does not tell.
