@@ -122,7 +122,7 @@ func sources(t *testing.T, name string) string {
 
 // TestStorageKinds builds with contexts that go through each kind of storage, whose
 // credentials, if any, the agents have, too.
-func storageKinds(t *testing.T) {
+func TestStorageKinds(t *testing.T) {
 	daemon := startDaemon(t)
 	s3, _ := startS3(t)
 	kinds := []struct {

@@ -156,9 +156,13 @@ var errAbsent = errors.New("the context is not staged")
 // Find looks for the context of that digest. If it is there, it stays as if it had
 // been put now; ok is false if it is not.
 func (s *Store) Find(ctx context.Context, digest string) (ref Ref, ok bool, err error) {
-	there, err := s.bucket.Exists(ctx, ContextPrefix+hexOf(digest))
-	if err != nil || !there {
-		return Ref{}, false, err
+	key := ContextPrefix + hexOf(digest)
+	there, err := s.bucket.Exists(ctx, key)
+	if err != nil {
+		return Ref{}, false, fmt.Errorf("look for staged context %s: %w", key, told(err))
+	}
+	if !there {
+		return Ref{}, false, nil
 	}
 	ref, _, err = s.putOnce(ctx, digest, nil, nil, nil)
 	if errors.Is(err, errAbsent) { // by now
