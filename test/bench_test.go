@@ -22,6 +22,11 @@ import (
 
 // These are ratios of two things measured side by side on one machine in one run:
 // absolute times say more about the machine.
+//
+// On an ext4 without a journal they say little, too: for minutes after many files were
+// deleted, making one passes over all of their inodes (linux fs/ext4/ialloc.c,
+// recently_deleted), so that whatever is measured later is slower. A TMPDIR on another
+// file system helps.
 
 // allocationInterval is how often Mesos allocates by default, and so how long a
 // framework may wait for an offer that it did not ask for.
