@@ -128,6 +128,10 @@ func (f *Framework) stageOne(ctx context.Context, spec *buildSpec, in input) err
 		spec.task.Contexts[in.name] = staged
 		what = "build-context " + in.name
 	}
+	// A bucket may have been quicker than the end of ctx.
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if staged.Signed, err = f.signs(ctx, ref); err != nil {
 		return err
 	}

@@ -407,6 +407,16 @@ func TestFailureLeavesWhatOthersStaged(t *testing.T) {
 			return err
 		},
 		func() error { // it is staged, but nobody is there to build it
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			bundle := func(ctx context.Context, req Request, w io.Writer) error {
+				defer cancel()
+				return DirBundler{}.Bundle(ctx, req, w)
+			}
+			_, err := f.prepare(ctx, Request{Repository: "other", Dir: dir, Bundler: BundlerFunc(bundle)})
+			return err
+		},
+		func() error {
 			_, err := f.Build(ctx, Request{Repository: "other", Dir: dir})
 			return err
 		},
