@@ -59,17 +59,12 @@ type home struct {
 	counting sync.Mutex // of kills
 }
 
-// stopTimeout is how long a daemon may take to end by itself.
-const stopTimeout = 5 * time.Second
-
-// close stops the daemon and removes the home.
+// close kills the daemon and removes the home. Nothing is asked to end by itself: a
+// dockerd takes a second for that, and longer where containers run, and then there is
+// no less to remove than after a kill.
 func (h *home) close(ctx context.Context) error {
 	if h.daemon != nil {
-		term, cancel := context.WithTimeout(ctx, stopTimeout)
-		defer cancel()
-		if err := h.daemon.stop(term); err != nil {
-			return err
-		}
+		h.daemon.kill()
 	}
 	// Cleaning up is not cancelled with what it cleans up after.
 	return h.remove(context.WithoutCancel(ctx))

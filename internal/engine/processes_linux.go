@@ -254,18 +254,12 @@ func (d *daemon) lastWords() string {
 	return strings.ToValidUTF8(strings.Join(strings.Fields(string(data)), " "), "")
 }
 
-// stop asks the daemon to end and waits for it until ctx is done.
-func (d *daemon) stop(ctx context.Context) error {
-	if err := d.process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
+// kill ends the daemon and the process group that it leads.
+func (d *daemon) kill() {
 	select {
-	case <-d.exited:
-		return nil
-	case <-ctx.Done():
+	case <-d.exited: // the number may be another's by now
+	default:
+		_ = unix.Kill(-d.process.Pid, unix.SIGKILL)
+		<-d.exited
 	}
-	// It had its chance.
-	_ = unix.Kill(-d.process.Pid, unix.SIGKILL)
-	<-d.exited
-	return nil
 }
