@@ -186,7 +186,9 @@ func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 // follow hands on what happens to a build until it is over. stage is nil for one of an
 // earlier life.
 func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *mailbox, stage func()) (*Result, error) {
-	w := &follower{files: f.files, sink: f.cfg.Logs, build: id, image: image, deliver: f.deliver}
+	w := &follower{sink: f.cfg.Logs, build: id, image: image, deliver: f.deliver}
+	closeLog := f.readLog(ctx, w, box)
+	defer closeLog()
 	if f.state != nil {
 		mark, err := f.state.openMark(id)
 		if err != nil {

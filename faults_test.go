@@ -112,6 +112,12 @@ var faultMatrix = []fault{
 			agent.Drain(-1, false)
 			tr.after = agent.Reactivate
 		}},
+	{name: "files out of reach for good", moments: []moment{queued, launched, running},
+		strike: func(_ *testing.T, tr *trial) {
+			for _, a := range tr.cluster.Agents() {
+				a.RefuseFiles(-1)
+			}
+		}},
 	{name: "files refused for a while", moments: []moment{running},
 		strike: func(t *testing.T, tr *trial) {
 			agent, _ := tr.agent(t)

@@ -35,6 +35,7 @@ type logSource struct {
 	agent     AgentID
 	hostname  string
 	agentURL  string
+	ended     bool // the executor is no more: only the agent has the log
 }
 
 // path is the log's path on the agent: the virtual one that Mesos has had since
@@ -54,6 +55,7 @@ type mailbox struct {
 	mu      sync.Mutex
 	notices []notice
 	wake    chan struct{} // has a token when there may be something new, in the log too
+	log     *executorLog  // takes what executors send of their logs; nil if nobody does
 }
 
 func newMailbox() *mailbox { return &mailbox{wake: make(chan struct{}, 1)} }
@@ -71,6 +73,20 @@ func (m *mailbox) poke() {
 	case m.wake <- struct{}{}:
 	default:
 	}
+}
+
+// read has what executors send of their logs handed to log.
+func (m *mailbox) read(log *executorLog) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.log = log
+}
+
+// reader is who takes that; nil if nobody does.
+func (m *mailbox) reader() *executorLog {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.log
 }
 
 func (m *mailbox) take() []notice {
@@ -99,11 +115,12 @@ const lostLimit = 5 * time.Second
 // A follower reads the logs of one build's attempts and hands them, and the
 // notices about it, to the sink in order. It belongs to one goroutine.
 type follower struct {
-	files *schedapi.Files
-	sink  LogSink
-	build BuildID
-	image string
-	mark  *logMark // nil without a state directory
+	log     logReader
+	arrived <-chan struct{} // has a token when log may have more; nil if it cannot tell
+	sink    LogSink
+	build   BuildID
+	image   string
+	mark    *logMark // nil without a state directory
 
 	// deliver writes what a build has put into the staging bucket.
 	deliver func(ctx context.Context, d *delivery, told func(text string)) ([]Written, *BuildError)
@@ -137,7 +154,7 @@ func (w *follower) begin(s *logSource) error {
 // poll reads a page of the log and reports whether there is more already.
 func (w *follower) poll(ctx context.Context) (more bool, err error) {
 	at := w.offset + int64(len(w.rest))
-	data, size, err := w.files.ReadFile(ctx, w.source.agentURL, w.source.path(), at, schedapi.MaxRead)
+	data, size, err := w.log.read(ctx, w.source, at)
 	if err != nil || len(data) == 0 {
 		w.wait = min(pollMax, 2*w.wait)
 		return false, err
@@ -212,12 +229,20 @@ func (w *follower) blank(at time.Time) Event {
 	}
 }
 
+// say tells the sink something about the followed attempt.
+func (w *follower) say(ctx context.Context, text string) {
+	ev := w.blank(time.Now())
+	ev.Kind, ev.Text = EventInfo, text
+	w.sink.HandleEvent(ctx, ev)
+}
+
 // drain reads the followed log to its end and stops following it. What cannot be
 // read is reported to the sink as a gap.
 func (w *follower) drain(ctx context.Context, end logEnd) {
 	if w.source == nil {
 		return
 	}
+	w.source.ended = true
 	if err := w.readToEnd(ctx, end.size); err != nil {
 		w.lose(ctx, end.size, err)
 	}
@@ -341,6 +366,7 @@ func (w *follower) run(ctx context.Context, box *mailbox, stage, cancel func()) 
 		}
 		select {
 		case <-box.wake:
+		case <-w.arrived:
 		case <-next:
 		case <-done:
 			done = nil

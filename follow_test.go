@@ -123,11 +123,9 @@ type reader struct {
 // newReader follows the log of the first attempt of a build, in a synctest bubble.
 func newReader(t *testing.T) *reader {
 	r := &reader{sandbox: &sandbox{}, box: newMailbox(), ended: make(chan struct{})}
-	r.follower = &follower{
-		files: schedapi.NewFiles(schedapi.FilesConfig{Transport: r.sandbox}),
-		sink:  LogSinkFunc(r.handle), build: "b1", image: "registry.example/app",
-	}
-	t.Cleanup(r.follower.files.Close)
+	files := schedapi.NewFiles(schedapi.FilesConfig{Transport: r.sandbox})
+	t.Cleanup(files.Close)
+	r.follower = &follower{log: agentFiles{files}, sink: LogSinkFunc(r.handle), build: "b1", image: "registry.example/app"}
 	return r
 }
 
@@ -544,15 +542,16 @@ func TestFollowOverLoopback(t *testing.T) {
 		want = append(want, text)
 	}
 	var got []string
+	files := schedapi.NewFiles(schedapi.FilesConfig{})
+	defer files.Close()
 	w := &follower{
-		files: schedapi.NewFiles(schedapi.FilesConfig{}), build: "b1",
+		log: agentFiles{files}, build: "b1",
 		sink: LogSinkFunc(func(_ context.Context, ev Event) {
 			if ev.Kind == EventLog {
 				got = append(got, ev.Text)
 			}
 		}),
 	}
-	defer w.files.Close()
 	mail := newMailbox()
 	mail.post(notice{follow: &logSource{framework: "F", attempt: 1, task: "b1-1", agentURL: server.URL}})
 	mail.post(notice{logEnd: &logEnd{int64(len(box.data))}, result: &Result{}})

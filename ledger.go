@@ -155,6 +155,7 @@ type attempt struct {
 	abandoned bool             // its build no longer waits for it: it is to be killed
 	sealKey   string           // the public key of its executor, once it asked for secrets
 	ssh       *sshforward.Desk // what its executor asked ssh agents; nil before it did
+	relieved  bool             // its executor was told that its log is read from files
 	withheld  bool             // it was told that another attempt may still push
 
 	maintenance time.Time // when its agent is to go down, as far as that is planned

@@ -3,6 +3,7 @@ package portainer_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/execapi"
+	"github.com/org/portainer/internal/logrelay"
 	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/wire"
 )
@@ -46,6 +48,7 @@ type actor struct {
 	mu      sync.Mutex
 	kill    map[string]context.CancelFunc
 	secrets *seal.Receiver
+	relay   *logrelay.Desk
 }
 
 func actorMain() int {
@@ -98,6 +101,9 @@ func (a *actor) Message(data []byte) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.relay != nil && a.relay.Handle(data) {
+		return
+	}
 	if a.secrets != nil {
 		a.secrets.Handle(data)
 	}
@@ -126,6 +132,11 @@ func (a *actor) act(ctx context.Context, info execapi.Task) {
 		panic(err)
 	}
 	log := &actorLog{}
+	relay := logrelay.NewDesk(log, task.LogRoute, a.client.Message, slog.New(slog.DiscardHandler))
+	a.mu.Lock()
+	a.relay = relay
+	a.mu.Unlock()
+	a.wg.Go(func() { relay.Serve(a.ctx) })
 	secrets := a.start(info, task)
 	log.line(wire.FrameInfo, fmt.Sprintf("attempt %d of %s", task.Attempt, task.Build))
 	log.flush()
@@ -164,9 +175,7 @@ func (a *actor) act(ctx context.Context, info execapi.Task) {
 		for i := 0; !exists(arg); i++ {
 			log.line(wire.FrameOut, fmt.Sprintf("line %d", i))
 			log.flush()
-			hint := wire.Hint{LogSize: log.size}
-			data, _ := hint.Encode()
-			a.client.Message(data)
+			a.hint(wire.Hint{LogSize: log.Size()})
 			select {
 			case <-ctx.Done():
 				a.update(info, execapi.Killed, nil)
@@ -187,8 +196,17 @@ func (a *actor) act(ctx context.Context, info execapi.Task) {
 		}
 		push(task)
 	}
-	outcome.Ended, outcome.LogSize = time.Now(), log.size
+	outcome.Ended, outcome.LogSize = time.Now(), log.Size()
+	err = relay.AwaitEnd(ctx, func() { a.hint(wire.Hint{LogSize: log.Size(), Waiting: true}) })
+	if err != nil && ctx.Err() == nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 	a.update(info, state, outcome)
+}
+
+func (a *actor) hint(h wire.Hint) {
+	data, _ := h.Encode()
+	a.client.Message(data)
 }
 
 // start reports that the task runs, and asks for its secrets if it has any.
@@ -234,8 +252,25 @@ func (a *actor) update(info execapi.Task, state execapi.State, outcome *wire.Out
 
 // actorLog is the executor's build.log.
 type actorLog struct {
-	buf  []byte
+	buf []byte
+
+	mu   sync.Mutex
 	size int64
+}
+
+func (l *actorLog) Size() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size
+}
+
+func (l *actorLog) ReadAt(p []byte, offset int64) (int, error) {
+	file, err := os.Open(wire.LogFile)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	return file.ReadAt(p, offset)
 }
 
 func (l *actorLog) line(kind wire.FrameKind, text string) {
@@ -252,6 +287,8 @@ func (l *actorLog) flush() {
 		panic(err)
 	}
 	file.Close()
+	l.mu.Lock()
 	l.size += int64(n)
+	l.mu.Unlock()
 	l.buf = l.buf[:0]
 }

@@ -221,6 +221,7 @@ type Framework struct {
 	stager  *stager // nil without a staging bucket
 	desk    stagingDesk
 	files   *schedapi.Files
+	reach   *reach
 	state   *state // nil without a state directory
 	past    []record
 	running atomic.Bool
@@ -242,6 +243,7 @@ func New(cfg Config) (*Framework, error) {
 	}
 	f := &Framework{cfg: cfg, masters: masters, inbox: make(chan func(*loop)), stopped: make(chan struct{})}
 	f.files = schedapi.NewFiles(schedapi.FilesConfig{Principal: cfg.Principal, Secret: cfg.Secret, TLS: cfg.TLS})
+	f.reach = newReach(cfg.Logger)
 	if cfg.Staging != nil {
 		store := staging.New(cfg.Staging)
 		store.TTL = cfg.StagingTTL

@@ -225,6 +225,7 @@ func (f *Framework) fill(task *wire.Task, req *Request, meta dockerfile.Metadata
 		Remote:     req.Remote,
 		Options:    wire.Options(req.Options),
 		SSH:        slices.Sorted(maps.Keys(req.SSH)),
+		LogRoute:   true,
 		CPUs:       cmp.Or(req.Resources.CPUs, meta.CPUs, cfg.Resources.CPUs),
 		MemMB:      cmp.Or(req.Resources.MemMB, meta.MemMB, cfg.Resources.MemMB),
 		DiskMB:     cmp.Or(req.Resources.DiskMB, cfg.Resources.DiskMB),

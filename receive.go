@@ -7,6 +7,7 @@ import (
 	mesos "github.com/mesos/mesos-go/api/v1/lib"
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
 
+	"github.com/org/portainer/internal/logrelay"
 	"github.com/org/portainer/internal/schedapi"
 	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/sshforward"
@@ -73,9 +74,14 @@ func (l *loop) adopt(id string) error {
 	return nil
 }
 
-// message takes what an executor says: that it wants to push, to have secrets or to
-// use an ssh agent, or that its log has grown, of which whoever follows the log is told.
+// message takes what an executor says: a piece of its log, that it wants to push, to
+// have secrets or to use an ssh agent, or that its log has grown, of which whoever
+// follows the log is told.
 func (l *loop) message(m *scheduler.Event_Message) {
+	if chunk, err := logrelay.DecodeChunk(m.Data); err == nil {
+		l.relayed(chunk, m.ExecutorID.Value, AgentID(m.AgentID.Value))
+		return
+	}
 	if ask, err := wire.DecodePushAsk(m.Data); err == nil {
 		l.ledger.asked(time.Now(), m.ExecutorID.Value, ask)
 		return
@@ -92,9 +98,13 @@ func (l *loop) message(m *scheduler.Event_Message) {
 	if at == nil {
 		return
 	}
-	if _, err := wire.DecodeHint(m.Data); err != nil {
+	hint, err := wire.DecodeHint(m.Data)
+	if err != nil {
 		l.f.cfg.Logger.Debug("message passed over", "executor", m.ExecutorID.Value, "err", err)
 		return
+	}
+	if hint.Waiting {
+		l.logAwaited(at)
 	}
 	if box := l.boxes[at.build.id]; box != nil {
 		box.poke()

@@ -187,6 +187,13 @@ func (l *buildLog) flush() {
 	}
 }
 
+// Size is how much of the log can be read, whole frames only.
+func (l *buildLog) Size() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size
+}
+
 // close writes what is left and returns the size of the log. Later events are
 // dropped.
 func (l *buildLog) close() int64 {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/execapi"
+	"github.com/org/portainer/internal/logrelay"
 	"github.com/org/portainer/internal/seal"
 	"github.com/org/portainer/internal/sshforward"
 	"github.com/org/portainer/internal/wire"
@@ -43,6 +44,7 @@ type executor struct {
 	stopBy   time.Time               // when the agent will have lost patience; zero until stopping
 	secrets  *seal.Receiver          // of the task; nil if it needs none
 	ssh      *sshforward.Remote      // of the task; nil with secrets
+	relay    *logrelay.Desk          // of the task's log; nil before there is one
 	left     error                   // what was left behind
 }
 
@@ -132,9 +134,9 @@ func (x *executor) end(why error) {
 // Message implements execapi.Handler.
 func (x *executor) Message(data []byte) {
 	x.mu.Lock()
-	secrets, agents := x.secrets, x.ssh
+	secrets, agents, relay := x.secrets, x.ssh, x.relay
 	x.mu.Unlock()
-	if secrets != nil && (secrets.Handle(data) || agents.Handle(data)) {
+	if secrets != nil && (secrets.Handle(data) || agents.Handle(data)) || relay != nil && relay.Handle(data) {
 		return
 	}
 	grant, err := wire.DecodePushGrant(data)
@@ -168,6 +170,13 @@ func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *se
 		x.conclude(id, failed(portainer.PhaseLaunch, portainer.ClassLaunch, err))
 		return
 	}
+	relay, err := x.openRelay(log, t)
+	if err != nil {
+		log.close()
+		x.conclude(id, failed(portainer.PhaseLaunch, portainer.ClassLaunch, err))
+		return
+	}
+	defer relay.close()
 	x.client.Update(execapi.Status{Task: id, State: execapi.Running})
 	a := attempt{cfg: x.cfg, sandbox: x.api.Sandbox, task: t, log: log, permit: x.permit}
 	if secrets != nil {
@@ -186,6 +195,9 @@ func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *se
 		log.console.event(portainer.Event{Kind: portainer.EventInfo, Text: "failed: " + summary(outcome)})
 	}
 	outcome.LogSize = log.close()
+	if ctx.Err() == nil { // whoever kills a task does not wait for its log
+		relay.awaitEnd(ctx, outcome.LogSize)
+	}
 	x.conclude(id, outcome)
 	x.leave(a.close(x.closeTime()))
 }
@@ -243,8 +255,10 @@ func (x *executor) report(task string, outcome *wire.Outcome) {
 }
 
 // hint tells the framework that the log has grown.
-func (x *executor) hint(size int64) {
-	data, err := (&wire.Hint{LogSize: size}).Encode()
+func (x *executor) hint(size int64) { x.sendHint(&wire.Hint{LogSize: size}) }
+
+func (x *executor) sendHint(h *wire.Hint) {
+	data, err := h.Encode()
 	if err != nil {
 		panic(err) // a struct of numbers always encodes
 	}

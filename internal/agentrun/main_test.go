@@ -81,6 +81,7 @@ func (s *scripted) Build(ctx context.Context, req portainer.Request) (*portainer
 		return nil, &portainer.BuildError{ID: req.ID, Phase: phase, Class: class, Step: "script", Line: 7, Err: err}
 	}
 	s.cfg.Logs.HandleEvent(ctx, portainer.Event{Kind: portainer.EventStep, Time: time.Now(), Step: step})
+	lines := 0 // said
 	for text := range strings.Lines(string(req.Source)) {
 		word, rest, _ := strings.Cut(strings.TrimSpace(text), " ")
 		switch word {
@@ -89,8 +90,9 @@ func (s *scripted) Build(ctx context.Context, req portainer.Request) (*portainer
 			if err != nil {
 				return fail(portainer.PhaseBuild, portainer.ClassInvalid, err)
 			}
-			for i := range n {
-				say("line %d", i)
+			for range n {
+				say("line %d", lines)
+				lines++
 			}
 		case "linger":
 			d, err := time.ParseDuration(rest)

@@ -81,6 +81,11 @@ type Task struct {
 	// sshforward).
 	SSH []string `json:"ssh,omitempty"`
 
+	// LogRoute says that the framework tells how it reads the log: from the agent's
+	// files, or by asking for it (package logrelay). Until it has, the executor waits
+	// with its end, for a while.
+	LogRoute bool `json:"log_route,omitempty"`
+
 	// What Mesos allocated to the task and its executor.
 	CPUs   float64 `json:"cpus"`
 	MemMB  float64 `json:"mem_mb"`
@@ -279,6 +284,9 @@ func decode(data []byte, version *int, v any, what, reader string) error {
 type Hint struct {
 	Version int   `json:"version"`
 	LogSize int64 `json:"log_size"`
+	// Waiting says that the log is complete, and the executor about to end as soon
+	// as it knows that the framework can read it (package logrelay).
+	Waiting bool `json:"waiting,omitempty"`
 }
 
 // Encode returns h as JSON with the present version.

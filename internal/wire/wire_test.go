@@ -40,7 +40,7 @@ var (
 		Network: "host", AddHosts: []string{"db:10.0.0.1"}, NoCache: true, Pull: true, Options: wire.Options{Platforms: []string{"linux/arm64"}, CacheFrom: []string{"registry.example:5000/team/app"}, ShmSize: 64 << 20, CgroupParent: "/builds", Squash: true},
 		Outputs:  []wire.Output{{Type: "registry"}, {Type: "oci", Attrs: map[string]string{"compression": "zstd"}}},
 		Delivery: &wire.Delivery{BucketURL: "s3://builds?region=eu-west-1", Prefix: "portainer/outputs/ABC/"},
-		Secrets:  true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
+		Secrets:  true, LogRoute: true, CPUs: 1.5, MemMB: 1024, DiskMB: 2048,
 	}
 	smallTask = wire.Task{
 		Version: 1, Build: "b1", Attempt: 1, Registry: "r", Repository: "app", Tags: []string{"latest"},
@@ -56,7 +56,7 @@ var (
 		Version: 1, LogSize: 12, Started: success.Started, Ended: success.Ended,
 		Failure: &wire.Failure{Class: "user", Phase: "build", Step: "RUN make", Line: 12, Message: "exit code: 2"},
 	}
-	hint = wire.Hint{Version: 1, LogSize: 4096}
+	hint = wire.Hint{Version: 1, LogSize: 4096, Waiting: true}
 	step = wire.Step{Name: "[2/3] RUN make", Line: 7, Cached: true, Took: 1500 * time.Millisecond, Error: "exit code: 2"}
 )
 
