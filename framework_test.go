@@ -349,7 +349,7 @@ func TestFrameworkDetachAndAttach(t *testing.T) {
 		for i, line := range append(first.log.texts(id), second.log.texts(id)...) {
 			require.Equal(t, fmt.Sprintf("line %d", i), line, "build %s", id)
 		}
-		require.NoError(t, second.f.Forget(id))
+		require.NoError(t, second.f.Forget(t.Context(), id))
 	}
 	data, err := os.ReadFile(first.pushes)
 	require.NoError(t, err)

@@ -74,22 +74,15 @@ func (f *Framework) directoryInput(name string, req Request) input {
 // stage puts the contexts of a build into the staging bucket and notes in spec where
 // they are. When it fails, none of them stays.
 func (f *Framework) stage(ctx context.Context, spec *buildSpec, inputs []input) error {
-	if len(inputs) == 0 {
-		return nil
-	}
-	var err error
 	for _, in := range inputs {
-		if err = f.stageOne(ctx, spec, in); err != nil {
-			break
+		if err := f.stageOne(ctx, spec, in); err != nil {
+			failure := stageFailure(ctx, spec, err)
+			f.unstage(&spec.task)
+			f.sweepStaging(context.WithoutCancel(ctx), spec.id) // a put may have kept another's sweep away
+			return failure
 		}
 	}
-	if err == nil {
-		return nil
-	}
-	failure := stageFailure(ctx, spec, err)
-	f.unstage(&spec.task)
-	f.sweepStaging(context.WithoutCancel(ctx), spec.id) // a put may have kept another's sweep away
-	return failure
+	return nil
 }
 
 // stageLate stages the context of a build that was submitted without, because its base
@@ -175,9 +168,7 @@ func (f *Framework) unstage(task *wire.Task) {
 		return
 	}
 	for _, c := range task.Staged() {
-		if c != nil {
-			f.stager.release(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
-		}
+		f.stager.release(staging.Ref{Key: c.Key, Size: c.Size, Digest: c.Digest})
 	}
 }
 

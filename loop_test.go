@@ -79,7 +79,7 @@ func TestBuildIDOfAnotherResult(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []record{old}, past)
 
-	require.NoError(t, f.Forget("one"))
+	require.NoError(t, f.Forget(t.Context(), "one"))
 	ctx, cancel := context.WithCancel(t.Context())
 	f.cfg.Logs = LogSinkFunc(func(context.Context, Event) { cancel() })
 	_, err = f.Build(ctx, Request{ID: "one", Repository: "app", Source: source()})
@@ -112,4 +112,11 @@ func TestAttachBeforeRun(t *testing.T) {
 	_, err := f.Attach(ctx, "one")
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotErrorIs(t, err, ErrInvalid)
+}
+
+func TestForgetBeforeRun(t *testing.T) {
+	f := newTestFramework(t, func(cfg *Config) { cfg.StateDir = t.TempDir() })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, f.Forget(ctx, "one"), context.Canceled)
 }

@@ -132,16 +132,15 @@ func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
 // Forget removes a finished build from the state directory. Until then a later
 // framework recovers it, so that no result is lost between Build's return and
 // what the caller does with it. It does nothing without a state directory, nor to
-// a build that is not over. It waits for Run if Run has not been called yet, and
-// returns ErrStopped after Run.
-func (f *Framework) Forget(id BuildID) error {
+// a build that is not over. It waits for Run if Run has not been called yet, until
+// ctx is done, and returns ErrStopped after Run.
+func (f *Framework) Forget(ctx context.Context, id BuildID) error {
 	if f.state == nil {
 		return nil
 	}
 	var err error
-	askErr := f.ask(context.Background(), func(l *loop) { err = l.forget(id) })
-	if errors.Is(askErr, ErrStopped) {
-		return ErrStopped
+	if askErr := f.ask(ctx, func(l *loop) { err = l.forget(id) }); askErr != nil {
+		return askErr
 	}
 	return err
 }

@@ -148,11 +148,21 @@ func redactCaches(places []string) (shown, whole []string) {
 	return shown, whole
 }
 
+// asking returns the attempt whose executor, that of task on agent, asks for something
+// secret in the name of who; nil if it must not be answered.
+func (l *loop) asking(task string, agent AgentID, who seal.Binding) *attempt {
+	at := l.ledger.tasks[task]
+	if at == nil || at.abandoned || at.agent != agent || who != (seal.Binding{Task: at.task, Attempt: at.n}) {
+		return nil
+	}
+	return at
+}
+
 // answerSecrets gives an executor the secrets of its build, sealed to its key. It
 // does so as often as it is asked: answers may be lost, and tokens grow old.
 func (l *loop) answerSecrets(ask seal.Ask, task string, agent AgentID) {
-	at := l.ledger.tasks[task]
-	if at == nil || at.abandoned || at.agent != agent || ask.Task != task || ask.Attempt != at.n {
+	at := l.asking(task, agent, ask.Binding)
+	if at == nil {
 		return
 	}
 	if at.sealKey == "" {

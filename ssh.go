@@ -23,8 +23,8 @@ var errNoAgent = errors.New("the framework was restarted and no longer has the s
 // answerSSH puts the request of a build to an ssh agent. The answer is sealed to the
 // executor's key, which the request for secrets told.
 func (l *loop) answerSSH(ask sshforward.Ask, task string, agent AgentID) {
-	at := l.ledger.tasks[task]
-	if at == nil || at.abandoned || at.agent != agent || at.sealKey == "" || ask.Task != task || ask.Attempt != at.n {
+	at := l.asking(task, agent, seal.Binding{Task: ask.Task, Attempt: ask.Attempt})
+	if at == nil || at.sealKey == "" {
 		return
 	}
 	if at.ssh == nil {

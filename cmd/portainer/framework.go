@@ -328,7 +328,7 @@ func (c *frameworkCommand) tell(ctx context.Context, framework *portainer.Framew
 		show.tail(ctx, j.err)
 		complain(c.stderr, j.err)
 	}
-	if err := framework.Forget(j.id()); err != nil && !errors.Is(err, portainer.ErrStopped) {
+	if err := framework.Forget(context.WithoutCancel(ctx), j.id()); err != nil && !errors.Is(err, portainer.ErrStopped) {
 		c.logger.Warn("state directory keeps a build that is over", "build", j.id(), "err", err)
 	}
 }
