@@ -71,7 +71,7 @@ var (
 )
 
 // Config says how a Framework reaches the cluster and what it runs. New copies
-// it; changing it afterwards has no effect.
+// it, but not what its slices and pointers refer to, which must not change then.
 type Config struct {
 	// Master is where the masters are: "host:port", several of them separated by
 	// commas, URLs, or "zk://[user:password@]host1:port1,host2:port2/path". The

@@ -35,9 +35,7 @@ func (f *Framework) prepare(ctx context.Context, req Request) (*buildSpec, error
 	}
 	failure := &BuildError{ID: req.ID, Phase: PhaseRead, Class: ClassInvalid}
 	spec, file, err := f.read(&req)
-	if spec != nil {
-		failure.Image = spec.image
-	}
+	failure.Image = spec.image
 	if err != nil {
 		failure.Err = err
 		return nil, failure
@@ -74,82 +72,108 @@ func validID(id BuildID) bool {
 }
 
 // read reads the Dockerfile and joins req, its metadata and the config. It fills
-// in req's paths.
+// in req's paths. With an error, the spec has the name of the image if that is good.
 func (f *Framework) read(req *Request) (*buildSpec, *dockerfile.File, error) {
+	spec := &buildSpec{id: req.ID, maxAttempts: f.cfg.MaxAttempts, oomRetryMB: f.cfg.OOMRetryMemMB}
+	file, err := readDockerfile(req)
+	if err != nil {
+		return spec, nil, err
+	}
+	spec.file = req.Dockerfile
+	if elsewhere(req) {
+		spec.file = req.Remote
+	}
+	if err := f.plan(spec, req, file.Metadata()); err != nil {
+		return spec, nil, err
+	}
+	if err := f.render(spec, req, file); err != nil {
+		return spec, nil, err
+	}
+	return spec, file, nil
+}
+
+// readDockerfile reads the Dockerfile of req, and fills in what req leaves to it or to
+// where it lies.
+func readDockerfile(req *Request) (*dockerfile.File, error) {
 	if !validID(req.ID) {
-		return nil, nil, fmt.Errorf("build id %q: letters, digits, '_', '.' and '-' only, 128 at most", req.ID)
+		return nil, fmt.Errorf("build id %q: letters, digits, '_', '.' and '-' only, 128 at most", req.ID)
 	}
 	if err := locate(req); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var err error
 	if req.Options.BuildContexts, err = namedContexts(req.Options.BuildContexts); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	file, err := parse(req)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	req.Target = cmp.Or(req.Target, file.Metadata().Target)
 	if len(req.Options.Platforms) == 0 {
 		req.Options.Platforms = slices.Clone(file.Metadata().Platforms)
 	}
-	if _, err := file.Target(req.Target); err != nil {
-		return nil, file, err
-	}
-	spec := &buildSpec{id: req.ID, file: req.Dockerfile, maxAttempts: f.cfg.MaxAttempts, oomRetryMB: f.cfg.OOMRetryMemMB}
-	if elsewhere(req) {
-		spec.file = req.Remote
-	}
+	_, err = file.Target(req.Target)
+	return file, err
+}
+
+// plan notes in spec what the build needs of the cluster, and what becomes of its image.
+func (f *Framework) plan(spec *buildSpec, req *Request, meta dockerfile.Metadata) error {
 	for _, c := range req.Constraints {
 		if _, err := newRule(c); err != nil {
-			return nil, file, err
+			return err
 		}
 	}
 	spec.constraints = slices.Concat(f.cfg.Constraints, req.Constraints)
-	f.fill(&spec.task, req, file.Metadata())
+	f.fill(&spec.task, req, meta)
 	if err := f.planOutputs(&spec.task, req.Outputs); err != nil {
-		return nil, file, err
+		return err
 	}
 	spec.outputs = cloneOutputs(req.Outputs)
-	if spec.task.Repository != "" || req.Pushes() {
+	if err := checkNames(&spec.task, spec.file, req.Pushes()); err != nil {
+		return err
+	}
+	if spec.task.Repository != "" {
 		spec.image = strings.TrimPrefix(spec.task.Registry+"/"+spec.task.Repository, "/")
 	}
 	wanted := Resources{
-		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: cmp.Or(req.Resources.GPUs, file.Metadata().GPUs, f.cfg.Resources.GPUs),
-	}
-	spec.resources = wanted.Add(executorShare)
-	if err := checkNames(&spec.task, spec.file, req.Pushes()); err != nil {
-		return nil, file, err
+		CPUs: spec.task.CPUs, MemMB: spec.task.MemMB, DiskMB: spec.task.DiskMB, GPUs: cmp.Or(req.Resources.GPUs, meta.GPUs, f.cfg.Resources.GPUs),
 	}
 	if err := checkAmounts(wanted); err != nil {
-		return spec, file, fmt.Errorf("%s: %w", spec.file, err)
+		return fmt.Errorf("%s: %w", spec.file, err)
 	}
 	if wanted.GPUs > 0 && !f.cfg.GPUs {
-		return spec, file, fmt.Errorf("%s: it needs %v GPUs, but without Config.GPUs this framework is offered no agent that has any", req.Dockerfile, wanted.GPUs)
+		return fmt.Errorf("%s: it needs %v GPUs, but without Config.GPUs this framework is offered no agent that has any", spec.file, wanted.GPUs)
 	}
+	spec.resources = wanted.Add(executorShare)
+	return nil
+}
+
+// render notes in spec the Dockerfile as the engine is to have it, and how the registries
+// that it names are spoken to, and checks that there is an engine for it.
+func (f *Framework) render(spec *buildSpec, req *Request, file *dockerfile.File) error {
 	from := cmp.Or(req.From, f.cfg.From)
 	if err := checkFrom(req, from); err != nil {
-		return spec, file, err
+		return err
 	}
-	spec.registries = f.cfg.withMirrors(registriesOf(spec.task.Registry, from, file, req))
 	text, err := file.Render(from)
 	if err != nil {
-		return spec, file, err
+		return err
 	}
 	if len(text) > maxDockerfile {
-		return spec, file, fmt.Errorf("%s: %s is too long for a Dockerfile; the limit is %s",
-			req.Dockerfile, units.BytesSize(float64(len(text))), units.BytesSize(maxDockerfile))
+		return fmt.Errorf("%s: %s is too long for a Dockerfile; the limit is %s",
+			spec.file, units.BytesSize(float64(len(text))), units.BytesSize(maxDockerfile))
 	}
 	spec.task.Dockerfile = text
+	spec.registries = f.cfg.withMirrors(registriesOf(spec.task.Registry, from, file, req))
 	if req.Insecure || f.cfg.Insecure {
 		spec.task.Insecure = insecure(spec.task.Registry, from)
 	}
 	f.cfg.tellRegistries(&spec.task, spec.registries)
 	if err := able(&spec.task); err != nil {
-		return spec, file, fmt.Errorf("%s: %w", req.Dockerfile, err)
+		return fmt.Errorf("%s: %w", spec.file, err)
 	}
-	return spec, file, nil
+	return nil
 }
 
 // parse reads the text of the Dockerfile, if it is here.
