@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"gocloud.dev/gcerrors"
-
-	"github.com/org/portainer/internal/pause"
 )
 
 // Errors of staged contexts that no further attempt can mend.
@@ -105,8 +102,8 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 		data = make([]byte, 0, length)
 	}
 	size := length // what is wanted, once known
-	wait := retryFirst
-	for attempt := 1; ; attempt++ {
+	var t trial
+	for {
 		before := len(data)
 		var err error
 		data, size, err = s.readOnce(ctx, key, offset, data, size)
@@ -123,36 +120,20 @@ func (s *Store) readAgain(ctx context.Context, key string, offset, length int64)
 		case err == nil || errors.Is(err, io.EOF):
 			err = fmt.Errorf("%w: it ends after %d bytes", ErrCorrupt, offset+int64(len(data)))
 		}
-		if len(data) > before {
-			attempt, wait = 1, retryFirst
-		}
-		if attempt >= retries || !retriable(err) {
+		if !t.again(ctx, err, len(data) > before) {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			return nil, fmt.Errorf("read staged object %s at byte %d: %w", key, offset+int64(len(data)), told(err))
 		}
-		if pause.For(ctx, wait) != nil {
-			return nil, context.Cause(ctx)
-		}
-		wait *= 2
 	}
 }
-
-// stallTime is how long a connection may bring nothing. Then there may be a better one.
-const stallTime = time.Minute
-
-var errStalled = fmt.Errorf("nothing came for %v", stallTime)
 
 // readOnce reads what is missing in data, which begins at offset and is to have size
 // bytes; negative means what there is. It returns both as far as they are known.
 func (s *Store) readOnce(ctx context.Context, key string, offset int64, data []byte, size int64) (_ []byte, _ int64, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stall := time.AfterFunc(stallTime, func() { cancel(errStalled) })
-	defer stall.Stop()
-	defer func() {
-		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
-			err = errStalled
-		}
-	}()
+	ctx, stall := watchStall(ctx)
+	defer func() { err = stall.end(err) }()
 	r, err := s.objects.open(ctx, key, offset+int64(len(data)), remaining(size, len(data)))
 	if err != nil {
 		return data, size, err
@@ -167,7 +148,7 @@ func (s *Store) readOnce(ctx context.Context, key string, offset int64, data []b
 	if r.Size() < offset+size {
 		return data, size, fmt.Errorf("%w: it has only %d bytes", ErrCorrupt, r.Size())
 	}
-	data, err = appendAll(data, r, size, func() { stall.Reset(stallTime) })
+	data, err = appendAll(data, stall.reader(r), size)
 	return data, size, err
 }
 
@@ -178,9 +159,8 @@ func remaining(size int64, have int) int64 {
 	return size - int64(have)
 }
 
-// appendAll appends what r has to data, up to limit bytes in all, and calls progress for
-// each piece of it.
-func appendAll(data []byte, r io.Reader, limit int64, progress func()) ([]byte, error) {
+// appendAll appends what r has to data, up to limit bytes in all.
+func appendAll(data []byte, r io.Reader, limit int64) ([]byte, error) {
 	for int64(len(data)) < limit {
 		if len(data) == cap(data) {
 			data = append(data, 0)[:len(data)]
@@ -191,7 +171,6 @@ func appendAll(data []byte, r io.Reader, limit int64, progress func()) ([]byte, 
 		if err != nil {
 			return data, err
 		}
-		progress()
 	}
 	return data, nil
 }

@@ -12,8 +12,6 @@ import (
 
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
-
-	"github.com/org/portainer/internal/pause"
 )
 
 // OutputPrefix is where agents put what builds write that is no image in a registry.
@@ -29,39 +27,24 @@ type Output struct {
 // PutOutput stages what r yields under key, whole or not at all: an error of r, or the
 // end of ctx, leaves nothing.
 func (s *Store) PutOutput(ctx context.Context, key string, r io.Reader) (Output, error) {
-	own, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	m := &measured{r: r, hash: sha256.New(), fail: cancel}
-	err := s.bucket.Upload(own, key, m, &blob.WriterOptions{ContentType: "application/octet-stream"})
-	switch {
-	case m.err != nil:
-		return Output{}, m.err
-	case ctx.Err() != nil:
-		return Output{}, context.Cause(ctx)
-	case err != nil:
-		return Output{}, fmt.Errorf("write %s: %w", key, err)
+	m := &measured{r: r, hash: sha256.New()}
+	if err := s.write(ctx, key, m); err != nil {
+		return Output{}, err
 	}
 	return Output{Key: key, Size: m.size, Digest: "sha256:" + hex.EncodeToString(m.hash.Sum(nil))}, nil
 }
 
-// A measured reader learns what is read. An error ends the context of the upload before
-// the driver hears of it: some keep what they have got when they are closed.
+// A measured reader learns what is read.
 type measured struct {
 	r    io.Reader
 	hash hash.Hash
 	size int64
-	err  error
-	fail context.CancelCauseFunc
 }
 
 func (m *measured) Read(b []byte) (int, error) {
 	n, err := m.r.Read(b)
 	m.hash.Write(b[:n])
 	m.size += int64(n)
-	if err != nil && !errors.Is(err, io.EOF) {
-		m.err = err
-		m.fail(err)
-	}
 	return n, err
 }
 
@@ -71,9 +54,9 @@ func (m *measured) Read(b []byte) (int, error) {
 func (s *Store) GetOutput(ctx context.Context, o Output, w io.Writer) error {
 	h := sha256.New()
 	to := io.MultiWriter(w, h)
-	wait := retryFirst
 	var at int64
-	for attempt := 1; at < o.Size; attempt++ {
+	var t trial
+	for at < o.Size {
 		n, err := s.copyFrom(ctx, o.Key, at, o.Size-at, to)
 		at += n
 		var broken *writeError
@@ -85,18 +68,14 @@ func (s *Store) GetOutput(ctx context.Context, o Output, w io.Writer) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case gcerrors.Code(err) == gcerrors.NotFound:
-			return fmt.Errorf("read staged output %s: %w: %w", o.Key, ErrGone, err)
+			return fmt.Errorf("read staged output %s: %w: %w", o.Key, ErrGone, told(err))
 		}
-		if n > 0 {
-			attempt, wait = 1, retryFirst
+		if !t.again(ctx, err, n > 0) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("read staged output %s at byte %d: %w", o.Key, at, told(err))
 		}
-		if attempt >= retries || !retriable(err) {
-			return fmt.Errorf("read staged output %s at byte %d: %w", o.Key, at, err)
-		}
-		if pause.For(ctx, wait) != nil {
-			return context.Cause(ctx)
-		}
-		wait *= 2
 	}
 	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != o.Digest {
 		return fmt.Errorf("read staged output %s: %w: it has %s, not %s", o.Key, ErrCorrupt, got, o.Digest)
@@ -105,13 +84,15 @@ func (s *Store) GetOutput(ctx context.Context, o Output, w io.Writer) error {
 }
 
 // copyFrom copies a range of an object to w, and returns how much that was.
-func (s *Store) copyFrom(ctx context.Context, key string, offset, length int64, w io.Writer) (int64, error) {
+func (s *Store) copyFrom(ctx context.Context, key string, offset, length int64, w io.Writer) (n int64, err error) {
+	ctx, stall := watchStall(ctx)
+	defer func() { err = stall.end(err) }()
 	r, err := s.bucket.NewRangeReader(ctx, key, offset, length, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer r.Close()
-	n, err := io.Copy(errWriter{w}, &contextReader{ctx, r})
+	n, err = io.Copy(errWriter{w}, &contextReader{ctx, stall.reader(r)})
 	if err == nil && n < length {
 		err = io.ErrUnexpectedEOF
 	}

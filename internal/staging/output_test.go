@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -65,6 +66,28 @@ func TestOutputFails(t *testing.T) {
 	_, err = bucket.List(nil).Next(t.Context())
 	require.ErrorIs(t, err, io.EOF)
 	require.ErrorIs(t, s.GetOutput(t.Context(), staging.Output{Key: outputs + "1-0", Size: 4}, io.Discard), staging.ErrGone)
+}
+
+// TestStalledOutputIsTakenUpAgain: a connection that brings nothing is given up.
+func TestStalledOutputIsTakenUpAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, bucket := newFaulty()
+		defer bucket.Close()
+		s := staging.New(bucket)
+		o, err := s.PutOutput(t.Context(), outputs+"1-0", strings.NewReader("whole"))
+		require.NoError(t, err)
+		stalls := 2
+		f.onRead = func(string, int64) int64 {
+			if stalls--; stalls >= 0 {
+				return stall
+			}
+			return -1
+		}
+		var got bytes.Buffer
+		require.NoError(t, s.GetOutput(t.Context(), o, &got))
+		require.Equal(t, "whole", got.String())
+		require.Negative(t, stalls)
+	})
 }
 
 func TestDeleteOutputs(t *testing.T) {

@@ -48,12 +48,6 @@ const (
 	cleanupTime = 30 * time.Second
 )
 
-// How often, and after which pause, something is tried again. The pauses double.
-const (
-	retries    = 6
-	retryFirst = 100 * time.Millisecond
-)
-
 // ErrChanged reports a context that was not the same twice: something writes to
 // its files all the time.
 var ErrChanged = errors.New("the build context keeps changing")
@@ -343,20 +337,4 @@ func (c *contextReader) Read(b []byte) (int, error) {
 		return 0, context.Cause(c.ctx)
 	}
 	return c.r.Read(b)
-}
-
-// retriable reports whether trying again may mend err, an error of the bucket.
-func retriable(err error) bool {
-	var status *statusError
-	if errors.As(err, &status) {
-		return status.retriable()
-	}
-	if final := (*refusal)(nil); errors.As(err, &final) {
-		return false
-	}
-	switch gcerrors.Code(err) {
-	case gcerrors.NotFound, gcerrors.PermissionDenied, gcerrors.InvalidArgument, gcerrors.Unimplemented, gcerrors.FailedPrecondition:
-		return false
-	}
-	return !errors.Is(err, os.ErrPermission) && !errors.Is(err, errNoSpace)
 }

@@ -12,8 +12,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/org/portainer/internal/pause"
 )
 
 const (
@@ -262,19 +260,18 @@ func (u *uploader) send(ctx context.Context, ref packRef, data []byte, on *sendi
 
 // writePack sends one pack, and tries again when the bucket fails.
 func (s *Store) writePack(ctx context.Context, ref packRef, data []byte, on *sending) error {
-	wait := retryFirst
-	for attempt := 1; ; attempt++ {
+	var t trial
+	for {
 		err := s.write(ctx, ref.key(), io.TeeReader(bytes.NewReader(data), on))
 		if err == nil {
 			return nil
 		}
 		on.undo()
-		if ctx.Err() != nil || attempt >= retries || !retriable(err) {
+		if !t.again(ctx, err, false) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			return fmt.Errorf("send a part of the context: %w", err)
 		}
-		if pause.For(ctx, wait) != nil {
-			return context.Cause(ctx)
-		}
-		wait *= 2
 	}
 }
