@@ -485,7 +485,7 @@ func (s *sim) toggleAgent(a *simAgent) {
 
 func (s *sim) disconnect() {
 	s.connected, s.inFlight = false, nil
-	s.ledger.disconnected()
+	s.ledger.disconnected(nil)
 }
 
 func (s *sim) subscribe() {

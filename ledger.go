@@ -29,6 +29,7 @@ type ledger struct {
 	room         map[AgentID]Resources // the most that each agent has offered
 	placed       *placed               // where live builds are, for constraints
 	connected    bool
+	unconnected  error     // why not; nil before the first try has ended
 	since        time.Time // when the present subscription began
 	nextImplicit time.Time // when to ask for tasks that are not known here
 	draining     bool
@@ -332,8 +333,8 @@ func (l *ledger) subscribed(now time.Time) {
 	l.tick(now)
 }
 
-// disconnected is called when the subscription is lost.
-func (l *ledger) disconnected() { l.connected = false }
+// disconnected is called when the subscription is lost, or another try has brought none.
+func (l *ledger) disconnected(why error) { l.connected, l.unconnected = false, why }
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {

@@ -389,8 +389,13 @@ func (s *story) subscribe(*args) error {
 	return nil
 }
 
-func (s *story) disconnect(*args) error {
-	s.ledger.disconnected()
+// disconnect [why=<word>]
+func (s *story) disconnect(a *args) error {
+	var why error
+	if text := a.string("why", ""); text != "" {
+		why = errors.New(text)
+	}
+	s.ledger.disconnected(why)
 	return nil
 }
 

@@ -38,7 +38,6 @@ type loop struct {
 	recovered   map[BuildID]*recovered   // not yet attached to
 	forgotten   map[BuildID]bool         // to leave the state when the ledger has done with them
 	raw         map[OfferID]*mesos.Offer // of the OFFERS event at hand
-	lastErr     error                    // why there is no subscription
 	fatal       error                    // the state cannot be kept
 	cleanup     sync.WaitGroup           // removals of staged contexts, and answers about secrets
 	cleanupCtx  context.Context          // of the removals
@@ -112,8 +111,8 @@ func (l *loop) run(ctx context.Context, events <-chan schedapi.Event, rejected <
 			}
 		case <-unreachable:
 			err := fmt.Errorf("%w at %s within %v", ErrUnreachable, l.f.masters, l.f.cfg.ConnectTimeout)
-			if l.lastErr != nil {
-				err = fmt.Errorf("%w: %w", err, l.lastErr)
+			if why := l.ledger.unconnected; why != nil {
+				err = fmt.Errorf("%w: %w", err, why)
 			}
 			return l.abort(err)
 		case do := <-l.f.inbox:

@@ -164,7 +164,10 @@ func (at *attempt) log() *logSource {
 // explain says why b still waits.
 func (l *ledger) explain(b *build, now time.Time) string {
 	if !l.connected {
-		return "not connected to the master"
+		if l.unconnected == nil {
+			return "not connected to the master"
+		}
+		return fmt.Sprintf("not connected to the master: %v", l.unconnected)
 	}
 	if len(l.seen) == 0 {
 		return fmt.Sprintf("no offers yet; the build needs %v", b.resources)

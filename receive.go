@@ -20,8 +20,7 @@ func (l *loop) handle(ev schedapi.Event) {
 	log := l.f.cfg.Logger
 	if ev.Event == nil {
 		log.Debug("not connected to the master", "err", ev.Disconnected) // the client has warned
-		l.lastErr = ev.Disconnected
-		l.ledger.disconnected()
+		l.ledger.disconnected(ev.Disconnected)
 		return
 	}
 	switch ev.Type {

@@ -63,7 +63,7 @@ func (l *ledger) restoreAttempt(now time.Time, b *build, r attemptRecord) {
 // abandonAll treats every task as lost: the master has removed the framework, and
 // with it all of them.
 func (l *ledger) abandonAll(now time.Time) {
-	l.connected = false
+	l.connected, l.unconnected = false, nil
 	for _, at := range sortedAttempts(l.tasks) {
 		l.end(now, at, update{task: at.task, agent: at.agent, state: "TASK_LOST", message: "the master has removed the framework"})
 		if !at.build.done {
