@@ -69,6 +69,9 @@ func (cfg *Config) validate() error {
 	if cfg.Staging == nil && cfg.StagingSigner != nil {
 		bad("Staging: missing; StagingSigner alone stages nothing")
 	}
+	if cfg.ExecutorCache && cfg.ExecutorURI == "" {
+		bad("ExecutorURI: missing; ExecutorCache is about what agents fetch from there")
+	}
 	if cfg.Principal == "" && cfg.Secret != "" {
 		bad("Principal: missing; a secret needs one")
 	}

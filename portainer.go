@@ -131,6 +131,10 @@ type Config struct {
 	// an archive that holds it, which the agent unpacks. "" means that the
 	// agents have what ExecutorCommand needs.
 	ExecutorURI string
+	// ExecutorCache has each agent fetch ExecutorURI once and keep it in its fetcher
+	// cache for later attempts. The agent never asks whether it has changed (mesos
+	// docs/fetcher.md), so the URI must name the same bytes for ever.
+	ExecutorCache bool
 	// ExecutorCommand is the shell command that starts the executor in its
 	// sandbox. "" means "./portainer-executor", the name under which a binary
 	// is fetched, whatever its URI calls it.

@@ -55,7 +55,7 @@ func (l *loop) taskInfo(at *attempt, pool []mesos.Resource, role string) (*mesos
 			FrameworkID:         &mesos.FrameworkID{Value: l.frameworkID},
 			Name:                &name,
 			Source:              &source,
-			Command:             executorCommand(cfg.ExecutorURI, cfg.ExecutorCommand),
+			Command:             cfg.executorCommand(),
 			Container:           cfg.Container.info(cfg.StagingURL),
 			Resources:           own,
 			ShutdownGracePeriod: &grace,
@@ -77,15 +77,19 @@ var archiveSuffixes = []string{".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", "
 
 // executorCommand is the command that starts the executor. A container's working
 // directory is that of its image, so the sandbox is entered first.
-func executorCommand(uri, command string) *mesos.CommandInfo {
-	value := `cd "${MESOS_SANDBOX:-.}" && exec ` + command
+func (cfg *Config) executorCommand() *mesos.CommandInfo {
+	value := `cd "${MESOS_SANDBOX:-.}" && exec ` + cfg.ExecutorCommand
 	info := &mesos.CommandInfo{Value: &value}
-	if uri == "" {
+	if cfg.ExecutorURI == "" {
 		return info
 	}
-	fetched := mesos.CommandInfo_URI{Value: uri}
+	fetched := mesos.CommandInfo_URI{Value: cfg.ExecutorURI}
 	yes, no := true, false
-	base, _, _ := strings.Cut(path.Base(uri), "?")
+	if cfg.ExecutorCache {
+		fetched.Cache = &yes
+	}
+	file, _, _ := strings.Cut(cfg.ExecutorURI, "?")
+	base := path.Base(file)
 	if isArchive(base) {
 		fetched.Extract = &yes
 		fetched.OutputFile = &base // a signed URL's query would be in the name
