@@ -108,21 +108,21 @@ func TestPrepareRemote(t *testing.T) {
 	require.Empty(t, spec.task.Staged())
 	require.Contains(t, spec.registries, "docker.io")
 
-	spec, err = f.prepare(t.Context(), Request{Remote: "git@host:app.git", Source: []byte("REPOSITORY own\nFROM a\nCOPY x /\n"), Dockerfile: "-", From: "mirror"})
+	spec, err = f.prepare(t.Context(), Request{Remote: "git@host:app.git", Source: []byte("REPOSITORY own\nFROM a\nCOPY x /\n"), Dockerfile: "-", From: "mirror.example"})
 	require.NoError(t, err)
-	require.Equal(t, "\nFROM mirror/a\nCOPY x /\n", string(spec.task.Dockerfile))
+	require.Equal(t, "\nFROM mirror.example/a\nCOPY x /\n", string(spec.task.Dockerfile))
 	require.True(t, strings.HasSuffix(spec.image, "/own"), spec.image)
 	require.Empty(t, spec.task.Staged())
 
 	for says, req := range map[string]Request{
-		"no repository":        {Remote: "https://host/app.git"},
-		"neither Dir":          {Remote: "https://host/app.git", Repository: "app", Dir: "."},
-		"it must be the URL":   {Remote: "ftp://host/app", Repository: "app"},
-		"password":             {Remote: "https://me:pw@host/app.git", Repository: "app"},
-		"cannot be had from m": {Remote: "https://host/app.git", Repository: "app", From: "m"},
-		"another one called":   {Repository: "app", Source: source(), Options: Options{BuildContexts: map[string]string{"a": ".", "a:latest": "."}}},
-		"no ssh://":            {Repository: "app", Source: source(), Options: Options{BuildContexts: map[string]string{"a": "ssh://git@h/x"}}},
-		"it must be docker-":   {Repository: "app", Source: source(), Options: Options{BuildContexts: map[string]string{"a": "target:x://"}}},
+		"no repository":                {Remote: "https://host/app.git"},
+		"neither Dir":                  {Remote: "https://host/app.git", Repository: "app", Dir: "."},
+		"it must be the URL":           {Remote: "ftp://host/app", Repository: "app"},
+		"password":                     {Remote: "https://me:pw@host/app.git", Repository: "app"},
+		"cannot be had from m.example": {Remote: "https://host/app.git", Repository: "app", From: "m.example"},
+		"another one called":           {Repository: "app", Source: source(), Options: Options{BuildContexts: map[string]string{"a": ".", "a:latest": "."}}},
+		"no ssh://":                    {Repository: "app", Source: source(), Options: Options{BuildContexts: map[string]string{"a": "ssh://git@h/x"}}},
+		"it must be docker-":           {Repository: "app", Source: source(), Options: Options{BuildContexts: map[string]string{"a": "target:x://"}}},
 	} {
 		_, err := f.prepare(t.Context(), req)
 		require.ErrorIs(t, err, ErrInvalid, says)

@@ -294,6 +294,9 @@ func checkNames(task *wire.Task, file string, pushes bool) error {
 	if task.Registry == "" && pushes {
 		return fmt.Errorf("%s: no registry to push to: add \"# portainer: registry=host:port\" or a REGISTRY instruction, or give one with the request (--to)", file)
 	}
+	if strings.Contains(task.Registry, "://") {
+		return fmt.Errorf("%s: registry %q: it must be host or host:port, without a scheme; whether it speaks TLS is said with the request (--insecure)", file, task.Registry)
+	}
 	name := strings.TrimPrefix(task.Registry+"/"+task.Repository, "/")
 	if task.Registry == "" {
 		return checkLocalName(task, file, name)
@@ -305,12 +308,7 @@ func checkNames(task *wire.Task, file string, pushes bool) error {
 	if reference.Domain(named) != task.Registry || !reference.IsNameOnly(named) {
 		return fmt.Errorf("%s: %q cannot be pushed to: registry must be host:port, repository a path without tag or digest", file, name)
 	}
-	for _, tag := range task.Tags {
-		if _, err := reference.WithTag(named, tag); err != nil {
-			return fmt.Errorf("%s: tag %q: %w", file, tag, err)
-		}
-	}
-	return nil
+	return checkTags(task, file, named)
 }
 
 // checkLocalName checks the name of an image that is not pushed.
@@ -319,9 +317,14 @@ func checkLocalName(task *wire.Task, file, name string) error {
 	if err != nil || !reference.IsNameOnly(named) {
 		return fmt.Errorf("%s: %q is no name of an image: it must be a path without tag or digest", file, name)
 	}
+	return checkTags(task, file, named)
+}
+
+// checkTags checks the tags of an image.
+func checkTags(task *wire.Task, file string, image reference.Named) error {
 	for _, tag := range task.Tags {
-		if _, err := reference.WithTag(named, tag); err != nil {
-			return fmt.Errorf("%s: tag %q: %w", file, tag, err)
+		if _, err := reference.WithTag(image, tag); err != nil {
+			return fmt.Errorf("%s: tag %q: %w: letters, digits, '_', '.' and '-' only, 128 at most", file, tag, err)
 		}
 	}
 	return nil

@@ -30,9 +30,16 @@ func locateRemote(req *Request) error {
 	return nil
 }
 
-// checkFrom refuses to rewrite a Dockerfile that is not here.
+// checkFrom checks the registry of base images, and refuses to rewrite a Dockerfile that
+// is not here.
 func checkFrom(req *Request, from string) error {
-	if from == "" || !elsewhere(req) {
+	if from == "" {
+		return nil
+	}
+	if host, _, _ := strings.Cut(from, "/"); !isRegistry(host) {
+		return fmt.Errorf("base images cannot be had from %q: it must be the host or host:port of a registry, without a scheme", from)
+	}
+	if !elsewhere(req) {
 		return nil
 	}
 	return fmt.Errorf("%s: its Dockerfile cannot be read here, so base images cannot be had from %s: let it name its registries, "+

@@ -108,7 +108,7 @@ var Table = []Ability{
 		func(b *Build) bool { return slices.ContainsFunc(b.Options.CacheFrom, isAttributes) }},
 	{"cache-to type=inline", []Builder{OldBuildKit, DockerBuildKit, Standalone},
 		func(b *Build) bool { return len(b.Options.CacheTo) > 0 }},
-	{"cache-to other types", []Builder{Standalone},
+	{"cache-to of a type other than inline", []Builder{Standalone},
 		func(b *Build) bool { return slices.ContainsFunc(b.Options.CacheTo, notInline) }},
 	{"build-context", []Builder{DockerBuildKit, Standalone},
 		func(b *Build) bool { return len(b.Options.BuildContexts)+b.Staged > 0 }},
