@@ -146,7 +146,7 @@ func (ev *Event) line() (text string, ok bool) {
 	case EventRetrying:
 		return fmt.Sprintf("attempt %d lost, trying again: %v", ev.Attempt, ev.Err), true
 	case EventSucceeded:
-		return "pushed", true
+		return "done", true
 	case EventFailed:
 		return fmt.Sprintf("failed: %v", ev.Err), true
 	}

@@ -36,7 +36,7 @@ func TestWriterSink(t *testing.T) {
 		{"\n", portainer.Event{Kind: portainer.EventLog}},
 		{"[12 bytes lost]\n", portainer.Event{Kind: portainer.EventGap, Text: "12 bytes lost"}},
 		{"attempt 1 lost, trying again: agent gone\n", portainer.Event{Kind: portainer.EventRetrying, Attempt: 1, Err: errors.New("agent gone")}},
-		{"pushed\n", portainer.Event{Kind: portainer.EventSucceeded}},
+		{"done\n", portainer.Event{Kind: portainer.EventSucceeded}},
 		{"failed: exit code: 2\n", portainer.Event{Kind: portainer.EventFailed, Err: errors.New("exit code: 2")}},
 		{"", portainer.Event{Kind: "of a later release", Text: "x"}},
 	} {
