@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -28,23 +29,26 @@ of what is pushed, the exit code. Give it the same flags.`,
 			if _, err := os.Stat(c.stateDir); err != nil {
 				return usagef("--state-dir: %w", err)
 			}
-			return c.run(cmd.Context(), recovered)
+			return c.run(cmd.Context(), c.recovered)
 		},
 	}
-	f := cmd.Flags()
-	f.SortFlags = false
-	c.addFlags(f)
-	f.SetNormalizeFunc(normalizeFlag)
+	groups := flagGroups{}
+	c.addFlags(groups)
+	groups.addTo(cmd)
+	cmd.Flags().SetNormalizeFunc(normalizeFlag)
 	return cmd
 }
 
 // recovered are the builds that an earlier framework left.
-func recovered(framework *portainer.Framework) ([]*job, error) {
+func (c *frameworkCommand) recovered(framework *portainer.Framework) []*job {
 	var jobs []*job
 	for _, id := range framework.Recovered() {
 		jobs = append(jobs, &job{build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
 			return f.Attach(ctx, id)
 		}})
 	}
-	return jobs, nil
+	if len(jobs) == 0 {
+		complain(c.stderr, fmt.Errorf("--state-dir %s: no build is left to take over", c.stateDir))
+	}
+	return jobs
 }

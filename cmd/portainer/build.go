@@ -56,10 +56,11 @@ func newBuildCommand(g *globals) (*cobra.Command, *buildCommand) {
 it. A directory stands for the Dockerfile in it, a URL for a git repository or an
 archive that the engine fetches by itself, and - for standard input: a Dockerfile,
 or an archive of a whole context. With --file the argument is the context, as in
-docker build. The references that were pushed
-go to standard output, one a line: host:port/repository:tag@digest. Everything
-else goes to standard error; so do the references when an --output takes the
-standard output.
+docker build.
+
+The references that were pushed go to standard output, one a line:
+host:port/repository:tag@digest. Everything else goes to standard error; so do
+the references when an --output takes the standard output.
 
 A Dockerfile can say where its image goes and what its build needs, in a comment:
 
@@ -80,40 +81,57 @@ CPUS or BUILD_CPU, MEM or BUILD_MEM.`,
 			return b.build(cmd.Context(), args)
 		},
 	}
-	f := cmd.Flags()
-	f.SortFlags = false
-	f.StringVar(&b.to, "to", "", "the registry to push to, host or host:port")
-	f.StringVar(&b.repository, "repository", "", "the repository to push to, such as team/app (one Dockerfile only)")
-	f.StringSliceVarP(&b.tags, "tag", "t", nil, "a tag to push; may be repeated (default \"latest\")")
-	f.StringVar(&b.from, "from", "", "the registry to pull base images from that name none")
-	f.BoolVar(&b.insecure, "insecure", false, "speak to the registries over HTTP or with unverified certificates")
-	f.Float64Var(&b.cpus, "build-cpu", 0, "CPUs of a build")
-	f.Var(&b.mem, "build-mem", "memory of a build, in MB or as 512m, 2g")
-	f.StringArrayVar(&b.secretFlags, "secret", nil, "a secret for RUN --mount=type=secret, id=NAME[,src=FILE|,env=VARIABLE]; may be repeated")
-	f.StringArrayVar(&b.sshFlags, "ssh", nil, "an ssh agent for RUN --mount=type=ssh, default or ID[=SOCKET|KEY,…]; may be repeated")
-	f.Var(&b.disk, "build-disk", "disk of a build, likewise")
-	f.IntVar(&b.gpus, "build-gpu", 0, "GPUs of a build")
-	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, ATTRIBUTE:OPERATOR[:VALUE], the operators being\n"+
-		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
+	b.addBuildFlags(cmd)
+	return cmd, b
+}
 
-	b.content.addFlags(f)
+// addBuildFlags gives cmd its flags.
+func (b *buildCommand) addBuildFlags(cmd *cobra.Command) {
+	groups := flagGroups{}
+	f := groups.of(whatIsBuilt)
 	f.StringVarP(&b.file, "file", "f", "", "the Dockerfile of the context that the argument then is: a directory, a URL or - (an archive);\n"+
 		"- is standard input")
-	f.StringVar(&b.target, "target", "", "the stage to build (default: the last)")
-	f.StringArrayVar(&b.args, "build-arg", nil, "a build argument, NAME=VALUE, or NAME for its value here; may be repeated")
-	f.StringArrayVar(&b.labels, "label", nil, "a label of the image, NAME=VALUE; may be repeated")
-	f.StringVar(&b.network, "network", "", "the network of RUN: default, none or host")
-	f.StringArrayVar(&b.addHosts, "add-host", nil, "a line of /etc/hosts in RUN, NAME:ADDRESS; may be repeated")
-	f.BoolVar(&b.noCache, "no-cache", false, "build every step anew")
-	f.BoolVar(&b.pull, "pull", false, "ask the registry for base images even when the engine has them")
+	b.content.addFlags(f)
+	f.StringVar(&b.target, "target", "", "the `STAGE` to build (default: the last)")
+	f.StringArrayVar(&b.args, "build-arg", nil, "a build argument, `NAME=VALUE`, or NAME for its value here; may be repeated")
+	f.StringArrayVar(&b.secretFlags, "secret", nil, "a secret for RUN --mount=type=secret, `id=NAME[,src=FILE|,env=VARIABLE]`; may be repeated")
+	f.StringArrayVar(&b.sshFlags, "ssh", nil, "an ssh agent for RUN --mount=type=ssh, default or `ID[=SOCKET|KEY]`; may be repeated")
 
-	b.options.addFlags(f)
+	f = groups.of(whereItGoes)
+	f.StringVar(&b.to, "to", "", "the registry to push to, `HOST[:PORT]`")
+	f.StringVar(&b.repository, "repository", "", "the repository to push to, a `PATH` such as team/app (one Dockerfile only)")
+	f.StringSliceVarP(&b.tags, "tag", "t", nil, "a `TAG` to push; may be repeated (default \"latest\")")
 	b.outputs.addFlags(f)
-	f.StringVar(&b.iidFile, "iidfile", "", "write the image's ID to this file (one Dockerfile only)")
-	b.addFlags(f)
-	addForeignFlags(f)
-	f.SetNormalizeFunc(normalizeFlag)
-	return cmd, b
+	f.StringVar(&b.iidFile, "iidfile", "", "write the image's ID to this `FILE` (one Dockerfile only)")
+
+	f = groups.of(whatTheImage)
+	f.StringArrayVar(&b.labels, "label", nil, "a label of the image, `NAME=VALUE`; may be repeated")
+
+	f = groups.of(howStepsRun)
+	f.StringVar(&b.network, "network", "", "the network of RUN: default, none or host")
+	f.StringArrayVar(&b.addHosts, "add-host", nil, "a line of /etc/hosts in RUN, `NAME:ADDRESS`; may be repeated")
+
+	f = groups.of(whatIsCached)
+	f.BoolVar(&b.noCache, "no-cache", false, "build every step anew")
+
+	f = groups.of(whatItNeeds)
+	f.Float64Var(&b.cpus, "build-cpu", 0, "CPUs of a build")
+	f.Var(&b.mem, "build-mem", "memory of a build, in MB or as 512m, 2g")
+	f.Var(&b.disk, "build-disk", "disk of a build, likewise")
+	f.IntVar(&b.gpus, "build-gpu", 0, "GPUs of a build, whole ones; only then are agents with GPUs asked for")
+	f.StringArrayVar(&b.constraints, "constraint", nil, "which agents to build on, `ATTRIBUTE:OPERATOR[:VALUE]`, the operators being\n"+
+		"CLUSTER, GROUP_BY, IS, LIKE, MAX_PER, UNIQUE and UNLIKE; may be repeated")
+
+	f = groups.of(whichRegistries)
+	f.StringVar(&b.from, "from", "", "the registry to pull base images from that name none, `HOST[:PORT]`")
+	f.BoolVar(&b.pull, "pull", false, "ask the registry for base images even when the engine has them")
+	f.BoolVar(&b.insecure, "insecure", false, "speak to the registries over HTTP or with unverified certificates")
+
+	b.options.addFlags(groups)
+	b.addFlags(groups)
+	groups.addTo(cmd)
+	addForeignFlags(cmd.Flags())
+	cmd.Flags().SetNormalizeFunc(normalizeFlag)
 }
 
 // A memFlag is an amount of memory in MB of 2^20 bytes.
@@ -160,7 +178,7 @@ func (b *buildCommand) build(ctx context.Context, files []string) error {
 	jobs, err := b.jobs(ctx, in, files)
 	if err == nil {
 		b.name = frameworkName(jobs)
-		err = b.run(ctx, func(*portainer.Framework) ([]*job, error) { return jobs, nil })
+		err = b.run(ctx, func(*portainer.Framework) []*job { return jobs })
 	}
 	if closeErr := in.close(); err == nil {
 		err = closeErr
@@ -194,18 +212,6 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 	if err != nil {
 		return nil, err
 	}
-	logins, err := b.credentials()
-	if err != nil {
-		return nil, err
-	}
-	registries, err := b.registries.registries(b.globals)
-	if err != nil {
-		return nil, err
-	}
-	engine, err := b.engine.config(b.dockerHost)
-	if err != nil {
-		return nil, err
-	}
 	var constraints []portainer.Constraint
 	for _, text := range b.constraints {
 		c, err := portainer.ParseConstraint(text)
@@ -230,7 +236,7 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 			continue
 		}
 		req.Args, req.Labels, req.Constraints, req.Options, req.Secrets, req.SSH = args, labels, constraints, options, secrets, agents
-		if err := engine.Check(req); err != nil {
+		if err := b.settings.engine.Check(req); err != nil {
 			problems = append(problems, err)
 			continue
 		}
@@ -245,7 +251,7 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 		taken[name] = file
 		jobs = append(jobs, &job{file: file, image: name, build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
 			if req.Pushes() {
-				if err := logins.checkPush(ctx, b.globals, registries, req); err != nil {
+				if err := b.checkPush(ctx, req); err != nil {
 					return nil, err
 				}
 			}

@@ -1,10 +1,6 @@
 package main
 
-import (
-	"fmt"
-
-	"github.com/spf13/pflag"
-)
+import "github.com/spf13/pflag"
 
 // foreignFlags are those of docker buildx build that mean nothing here, and what to do
 // instead.
@@ -28,13 +24,18 @@ var foreignFlags = []struct{ name, short, advice string }{
 // A foreignFlag is one of foreignFlags: no value is right. It is the advice.
 type foreignFlag string
 
-func (f foreignFlag) Set(string) error {
-	return fmt.Errorf("docker buildx has it, portainer has not: %s", string(f))
-}
+func (f foreignFlag) Set(string) error { return &foreignError{string(f)} }
 
 func (foreignFlag) String() string { return "" }
 
 func (foreignFlag) Type() string { return "string" }
+
+// A foreignError is what any of foreignFlags says to being set.
+type foreignError struct{ advice string }
+
+func (e *foreignError) Error() string {
+	return "docker buildx has it, portainer has not: " + e.advice
+}
 
 // addForeignFlags adds the flags that are refused with advice. They are in no help.
 func addForeignFlags(f *pflag.FlagSet) {

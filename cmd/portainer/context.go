@@ -7,12 +7,12 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/buildctx"
+	"github.com/org/portainer/internal/dockerfile"
 )
 
 // defaultContextLimit is more than a context has that is meant.
@@ -63,8 +63,8 @@ func newContext(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "context",
 		Short: "Look at build contexts",
-		Args:  noArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:  cobra.ArbitraryArgs,
+		RunE:  commandNeeded,
 	}
 	var c contextFlags
 	var why bool
@@ -91,6 +91,9 @@ rule of the ignore file that does so.`,
 			if err != nil {
 				return &usageError{err}
 			}
+			if !takesContext(file) {
+				complain(g.stderr, fmt.Errorf("%s takes nothing from its context: a build sends none of it", file))
+			}
 			return g.tellContext(verdicts, why)
 		},
 	}
@@ -102,6 +105,17 @@ rule of the ignore file that does so.`,
 	return cmd
 }
 
+// takesContext reports whether the Dockerfile with that name may use anything of its
+// context. One that is not understood may.
+func takesContext(name string) bool {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return true
+	}
+	file, err := dockerfile.Parse(name, text)
+	return err != nil || file.UsesContext()
+}
+
 // tellContext lists a context on standard output.
 func (g *globals) tellContext(verdicts []buildctx.Verdict, why bool) error {
 	if !why {
@@ -111,7 +125,7 @@ func (g *globals) tellContext(verdicts []buildctx.Verdict, why bool) error {
 	var total int64
 	for _, v := range verdicts {
 		total += v.Size
-		state, rule := fmt.Sprintf("%10s", units.BytesSize(float64(v.Size))), ""
+		state, rule := fmt.Sprintf("%10s", bytesOf(v.Size)), ""
 		if !v.In {
 			state = "  left out"
 		}
@@ -122,6 +136,6 @@ func (g *globals) tellContext(verdicts []buildctx.Verdict, why bool) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(g.stdout, "%10s  in all\n", units.BytesSize(float64(total)))
+	_, err := fmt.Fprintf(g.stdout, "%10s  in all\n", bytesOf(total))
 	return err
 }

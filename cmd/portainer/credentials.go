@@ -14,11 +14,8 @@ import (
 // A credentials is what docker login has stored on this machine.
 type credentials struct{ docker *registryauth.Config }
 
-// credentials reads docker's configuration, once.
+// credentials reads docker's configuration.
 func (g *globals) credentials() (*credentials, error) {
-	if g.logins != nil {
-		return g.logins, nil
-	}
 	config, err := registryauth.Open(func(name string) string {
 		value, _ := g.env(name)
 		return value
@@ -27,8 +24,7 @@ func (g *globals) credentials() (*credentials, error) {
 		return nil, err
 	}
 	config.Stderr = g.stderr
-	g.logins = &credentials{config}
-	return g.logins, nil
+	return &credentials{config}, nil
 }
 
 // find is the portainer.CredentialsFunc.
@@ -47,13 +43,13 @@ func (c *credentials) find(ctx context.Context, registries ...string) (map[strin
 // checkPush asks the registry of req whether the image may be pushed there, before
 // anything is done for it. A registry that cannot be reached from here may still
 // be from the agents.
-func (c *credentials) checkPush(ctx context.Context, g *globals, registries []portainer.Registry, req portainer.Request) error {
-	found, err := c.docker.Credentials(ctx, req.Registry)
+func (c *frameworkCommand) checkPush(ctx context.Context, req portainer.Request) error {
+	found, err := c.settings.logins.docker.Credentials(ctx, req.Registry)
 	if err != nil {
 		return err
 	}
 	target := registryauth.Target{Registry: req.Registry, Repository: req.Repository, Auth: found[req.Registry], Insecure: req.Insecure}
-	for _, r := range registries {
+	for _, r := range c.settings.registries {
 		if r.Host != req.Registry {
 			continue
 		}
@@ -69,7 +65,7 @@ func (c *credentials) checkPush(ctx context.Context, g *globals, registries []po
 	case err == nil || ctx.Err() != nil: // the build itself says why it ends
 		return nil
 	case errors.Is(err, registryauth.ErrUnreachable):
-		g.logger.Warn("registry cannot be asked from here whether the push is allowed", "registry", req.Registry, "err", err)
+		c.logger.Warn("registry cannot be asked from here whether the push is allowed", "registry", req.Registry, "err", err)
 		return nil
 	case errors.Is(err, registryauth.ErrAuth):
 		failure.Class = portainer.ClassAuth
@@ -125,7 +121,10 @@ func (g *globals) buildSecret(flag string) (id string, value []byte, err error) 
 		if text, ok := g.env(id); ok {
 			return id, []byte(text), nil
 		}
-		file = id
+		if value, err = os.ReadFile(id); err != nil {
+			return "", nil, usagef("--secret %s: there is no environment variable of that name, and as a file: %w: give src=FILE or env=VARIABLE", id, err)
+		}
+		return id, value, nil
 	case variable != "":
 		text, ok := g.env(variable)
 		if !ok {

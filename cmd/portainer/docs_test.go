@@ -26,4 +26,7 @@ func TestEveryFlagIsDocumented(t *testing.T) {
 		}
 	}
 	walk(root)
+	for _, title := range flagTitles {
+		require.Contains(t, string(text), "\n### "+title+"\n")
+	}
 }

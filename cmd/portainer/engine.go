@@ -19,11 +19,11 @@ type engineFlags struct {
 
 func (f *engineFlags) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.kind, "engine", "auto", "what builds on the agent: auto, docker (needs --docker-host), dockerd or buildkitd")
-	flags.StringVar(&f.buildkitAddr, "buildkit-addr", "", "build with the BuildKit daemon at this address on each agent, such as unix:///run/buildkit/buildkitd.sock or tcp://host:port")
+	flags.StringVar(&f.buildkitAddr, "buildkit-addr", "", "build with the BuildKit daemon at this `ADDRESS` on each agent, such as unix:///run/buildkit/buildkitd.sock or tcp://host:port")
 	flags.BoolVar(&f.allowVFS, "allow-vfs", false, "let an engine start on an agent where only copying storage drivers work (vfs, native)")
-	flags.StringVar(&f.caFile, "engine-ca", "", "speak TLS to the daemon of --docker-host or --buildkit-addr, and trust what the certificates in this PEM file vouch for")
-	flags.StringVar(&f.certFile, "engine-cert", "", "speak TLS to it, and show it the certificate in this PEM file")
-	flags.StringVar(&f.keyFile, "engine-key", "", "the PEM file that holds its private key")
+	flags.StringVar(&f.caFile, "engine-ca", "", "speak TLS to the daemon of --docker-host or --buildkit-addr, and trust what the certificates in this PEM `FILE` vouch for")
+	flags.StringVar(&f.certFile, "engine-cert", "", "speak TLS to it, and show it the certificate in this PEM `FILE`")
+	flags.StringVar(&f.keyFile, "engine-key", "", "the PEM `FILE` that holds its private key")
 }
 
 // config is what they say, given a Docker daemon's address or "".

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -34,6 +35,7 @@ type frameworkCommand struct {
 	queueTimeout   time.Duration
 	connectTimeout time.Duration
 
+	settings settings     // made of these by check
 	wantGPUs bool         // a build needs some
 	name     string       // of the framework, for those who look at Mesos
 	content  contextFlags // for build alone: attach stages nothing
@@ -47,31 +49,39 @@ type frameworkCommand struct {
 	telling sync.Mutex // one build at a time speaks of its end
 }
 
-func (c *frameworkCommand) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&c.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://, gs://, azblob:// or hdfs://…\n"+
-		"(default: a temporary directory if the master is on this machine)")
-	f.StringVar(&c.agentURL, "staging-agent-url", "", "what agents open in the place of --staging-uri, if they reach the same bucket by another address")
-	f.StringVar(&c.stagingSign, "staging-sign", "auto", "whether agents read contexts at signed URLs and need no credentials: auto (if the bucket can sign), never or always")
-	f.DurationVar(&c.stagingTTL, "staging-ttl", stagingTTL, "how long a context stays staged after its last use, for the next build of the same or similar files;\n"+
-		"0 removes it at the end")
-	f.StringVar(&c.stateDir, "state-dir", "", "keep there what \"portainer attach\" needs to take over after a crash or SIGTERM")
-	f.IntVar(&c.retries, "retries", 3, "how often a build that the cluster lost is launched again")
-	c.engine.addFlags(f)
-	c.registries.addFlags(f)
-	f.StringVar(&c.container.Image, "container-image", "", "run the executor, and the engine, in a container of this image (docker containerizer)")
-	f.BoolVar(&c.privileged, "container-privileged", true, "run that container with --privileged")
-	f.StringArrayVar(&c.container.Parameters, "container-parameter", nil, "a further flag of docker run, KEY=VALUE, such as cap-add=SYS_ADMIN; may be repeated")
-	f.StringArrayVar(&c.container.Volumes, "container-volume", nil, "a volume of that container, HOST:CONTAINER[:ro]; may be repeated")
-	f.StringVar(&c.container.Network, "container-network", "", "the network of that container (default \"host\")")
+func (c *frameworkCommand) addFlags(groups flagGroups) {
+	f := groups.of(whatItNeeds)
 	f.Var(&c.oomRetryMem, "oom-retry-mem", "memory of one more attempt for a build that ran out of it (default: there is none)")
+	f.IntVar(&c.retries, "retries", 3, "how often a build that the cluster lost is launched again")
 	f.DurationVar(&c.timeout, "timeout", 0, "how long a build may take in all (default: no limit)")
 	f.DurationVar(&c.queueTimeout, "queue-timeout", 0, "how long a build may wait for an offer (default: no limit)")
 	f.DurationVar(&c.connectTimeout, "connect-timeout", 10*time.Second, "how long to try to reach a master; 0 means for ever")
-	f.BoolVar(&c.stream, "stream", false, "show the output of steps exactly as they write it, without step numbers")
+
+	f = groups.of(whatBuilds)
+	c.engine.addFlags(f)
+	f.StringVar(&c.container.Image, "container-image", "", "run the executor, and the engine, in a container of this `IMAGE` (docker containerizer)")
+	f.BoolVar(&c.privileged, "container-privileged", true, "run that container with --privileged")
+	f.StringArrayVar(&c.container.Parameters, "container-parameter", nil, "a further flag of docker run, `KEY=VALUE`, such as cap-add=SYS_ADMIN; may be repeated")
+	f.StringArrayVar(&c.container.Volumes, "container-volume", nil, "a volume of that container, `HOST:CONTAINER[:ro]`; may be repeated")
+	f.StringVar(&c.container.Network, "container-network", "", "the network of that container (default \"host\")")
+
+	c.registries.addFlags(groups.of(whichRegistries))
+
+	f = groups.of(whatIsStaged)
+	f.StringVar(&c.stagingURI, "staging-uri", "", "where build contexts are staged, readable by the agents: a directory, file://, s3://, gs://, azblob:// or hdfs://…\n"+
+		"(default: a temporary directory if the master is on this machine)")
+	f.DurationVar(&c.stagingTTL, "staging-ttl", stagingTTL, "how long a context stays staged after its last use, for the next build of the same or similar files;\n"+
+		"0 removes it at the end")
+	f.StringVar(&c.agentURL, "staging-agent-url", "", "what agents open in the place of --staging-uri, if they reach the same bucket by another address")
+	f.StringVar(&c.stagingSign, "staging-sign", "auto", "whether agents read contexts at signed URLs and need no credentials: auto (if the bucket can sign), never or always")
+	f.StringVar(&c.stateDir, "state-dir", "", "keep in this `DIRECTORY` what \"portainer attach\" needs to take over after a crash or SIGTERM")
+
+	f = groups.of(whatIsShown)
 	f.StringVar(&c.progress, "progress", "auto", "plain shows each step and its output, quiet only what fails, tty also a line that tells\n"+
 		"how far the staging of contexts is, and is redrawn; auto is tty on a terminal, else plain")
 	f.BoolVarP(&c.quiet, "quiet", "q", false, "the same as --progress quiet")
-	f.StringVar(&c.metadataFile, "metadata-file", "", "write what was built to this file, as JSON")
+	f.BoolVar(&c.stream, "stream", false, "show the output of steps exactly as they write it, without step numbers")
+	f.StringVar(&c.metadataFile, "metadata-file", "", "write what was built to this `FILE`, as JSON")
 }
 
 // normalizeFlag knows the names that flags had in the original portainer.
@@ -85,7 +95,8 @@ func normalizeFlag(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 	return pflag.NormalizedName(name)
 }
 
-// check refuses flags that cannot be meant together.
+// check refuses flags that cannot be meant together, and reads the files that they
+// name.
 func (c *frameworkCommand) check() error {
 	if c.quiet {
 		c.progress = "quiet"
@@ -110,25 +121,50 @@ func (c *frameworkCommand) check() error {
 	if c.retries < 0 {
 		return usagef("--retries is a number from 0, not %d", c.retries)
 	}
+	if c.cached && c.executorURI == "" {
+		return usagef("--executor-cache is about what --executor-uri names: give that, too")
+	}
 	if c.container.Image != "" && c.dockerHost+c.engine.buildkitAddr != "" {
 		return usagef("--container-image brings an engine and --docker-host or --buildkit-addr names one: give one of them")
 	}
-	if _, isLocal, err := localAgents(c.master); err != nil || isLocal && c.stateDir != "" {
-		if err == nil {
-			err = usagef("--state-dir is for a cluster that outlives this program, but --mesos-master %s ends with it", c.master)
-		}
+	_, isLocal, err := localAgents(c.master)
+	switch {
+	case err != nil:
 		return err
-	} else if isLocal && c.tls.given() {
+	case isLocal && c.stateDir != "":
+		return usagef("--state-dir is for a cluster that outlives this program, but --mesos-master %s ends with it", c.master)
+	case isLocal && c.tls.given():
 		return usagef("--mesos-ca, --mesos-cert and --mesos-key are for a cluster that speaks TLS, but --mesos-master %s does not", c.master)
 	}
-	if _, err := c.tls.config(); err != nil {
-		return err
-	}
-	if _, err := c.registries.registries(c.globals); err != nil {
-		return err
-	}
-	_, err := c.engine.config(c.dockerHost)
+	c.settings, err = c.readSettings()
 	return err
+}
+
+// settings are what flags name.
+type settings struct {
+	secret     string // of the principal
+	tls        *tls.Config
+	engine     portainer.Engine
+	registries []portainer.Registry
+	logins     *credentials
+}
+
+// readSettings reads and checks what the flags name.
+func (c *frameworkCommand) readSettings() (s settings, err error) {
+	if s.secret, err = c.secret(); err != nil {
+		return s, err
+	}
+	if s.tls, err = c.tls.config(); err != nil {
+		return s, err
+	}
+	if s.engine, err = c.engine.config(c.dockerHost); err != nil {
+		return s, err
+	}
+	if s.registries, err = c.registries.registries(c.globals); err != nil {
+		return s, err
+	}
+	s.logins, err = c.credentials()
+	return s, err
 }
 
 // A job is one build and what became of it.
@@ -146,14 +182,10 @@ const maxNamed = 3
 // frameworkName says to whom looks at Mesos which images are being built.
 func frameworkName(jobs []*job) string {
 	var images []string
-	for _, j := range jobs[:min(len(jobs), maxNamed)] {
+	for _, j := range jobs {
 		images = append(images, cmp.Or(j.image, j.file))
 	}
-	name := "portainer: " + strings.Join(images, ", ")
-	if more := len(jobs) - maxNamed; more > 0 {
-		name += fmt.Sprintf(" and %d more", more)
-	}
-	return name
+	return "portainer: " + firstOf(images, maxNamed)
 }
 
 // id is the build's, once it has ended; "" if it never was one.
@@ -174,7 +206,7 @@ func (j *job) id() portainer.BuildID {
 // When the user will not wait for tidying up, it returns at once. What is then left
 // of a cluster on this machine ends by itself, as its agents are gone with this
 // process, and what remains of it and of staging the next run removes.
-func (c *frameworkCommand) run(ctx context.Context, jobs func(*portainer.Framework) ([]*job, error)) error {
+func (c *frameworkCommand) run(ctx context.Context, jobs func(*portainer.Framework) []*job) error {
 	ended := make(chan error, 1)
 	go func() { ended <- c.runToEnd(ctx, jobs) }()
 	select {
@@ -185,7 +217,7 @@ func (c *frameworkCommand) run(ctx context.Context, jobs func(*portainer.Framewo
 	}
 }
 
-func (c *frameworkCommand) runToEnd(ctx context.Context, jobs func(*portainer.Framework) ([]*job, error)) error {
+func (c *frameworkCommand) runToEnd(ctx context.Context, jobs func(*portainer.Framework) []*job) error {
 	site, err := c.openSite(ctx)
 	if err != nil {
 		return err
@@ -193,19 +225,29 @@ func (c *frameworkCommand) runToEnd(ctx context.Context, jobs func(*portainer.Fr
 	return errors.Join(c.runOn(ctx, site, jobs), site.close())
 }
 
-func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*portainer.Framework) ([]*job, error)) error {
-	engine, err := c.engine.config(c.dockerHost)
+func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*portainer.Framework) []*job) error {
+	var status func(string)
+	if c.progress == "tty" || c.progress == "auto" && c.console.terminal() {
+		status = c.console.show
+		defer status("")
+	}
+	show := newDisplay(c.stderr, c.stream, c.progress == "quiet", status)
+	config, err := c.config(site, show)
 	if err != nil {
 		return err
 	}
-	secret, err := c.secret()
+	framework, err := portainer.New(config)
 	if err != nil {
 		return err
 	}
-	tlsConfig, err := c.tls.config()
-	if err != nil {
-		return err
-	}
+	list := jobs(framework)
+	show.several = len(list) > 1
+	err = c.runJobs(ctx, framework, show, list)
+	return errors.Join(c.verdict(ctx, list, err), c.writeMetadata(list), c.writeIID(list))
+}
+
+// config is that of a framework on site which shows its builds on show.
+func (c *frameworkCommand) config(site *site, show *display) (portainer.Config, error) {
 	ttl := c.stagingTTL
 	if site.ownBucket {
 		ttl = 0 // nobody will look there again
@@ -213,66 +255,49 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	sign := c.stagingSign
 	if site.signer == nil {
 		if sign == "always" {
-			return usagef("--staging-sign always cannot be met: agents read the directory that --staging-agent-url names")
+			return portainer.Config{}, usagef("--staging-sign always cannot be met: agents read the directory that --staging-agent-url names")
 		}
 		sign = "never"
 	}
 	container := c.container
 	container.Unprivileged = container.Image != "" && !c.privileged
-	logins, err := c.credentials()
-	if err != nil {
-		return err
-	}
-	registries, err := c.registries.registries(c.globals)
-	if err != nil {
-		return err
-	}
-	var status func(string)
-	if c.progress == "tty" || c.progress == "auto" && c.console.terminal() {
-		status = c.console.show
-		defer status("")
-	}
-	show := newDisplay(c.stderr, c.stream, c.progress == "quiet", status)
-	framework, err := portainer.New(portainer.Config{
+	return portainer.Config{
 		Master:          site.master,
 		Name:            c.name,
 		Role:            c.role,
 		FrameworkID:     c.frameworkID,
 		StateDir:        c.stateDir,
 		Principal:       c.principal,
-		Secret:          secret,
-		TLS:             tlsConfig,
+		Secret:          c.settings.secret,
+		TLS:             c.settings.tls,
 		Staging:         site.bucket,
 		StagingURL:      site.agentURL,
 		StagingSign:     sign,
 		StagingSigner:   site.signer,
 		StagingTTL:      ttl,
 		ExecutorURI:     site.executorURI,
+		ExecutorCache:   c.cached,
 		ExecutorCommand: site.executorCommand,
 		Container:       container,
 		GPUs:            c.wantGPUs,
-		Engine:          engine,
+		Engine:          c.settings.engine,
 		MaxAttempts:     c.retries + 1,
 		OOMRetryMemMB:   float64(c.oomRetryMem),
 		BuildTimeout:    c.timeout,
 		QueueTimeout:    c.queueTimeout,
 		ConnectTimeout:  c.connectTimeout,
-		Credentials:     logins.find,
-		Registries:      registries,
+		Credentials:     c.settings.logins.find,
+		Registries:      c.settings.registries,
 		Bundler:         c.content.bundler(c.env),
 		Logs:            show,
 		Stdout:          c.stdout,
 		Logger:          c.logger,
-	})
-	if err != nil {
-		return err
-	}
-	list, err := jobs(framework)
-	if err != nil {
-		return err
-	}
-	show.several = len(list) > 1
+	}, nil
+}
 
+// runJobs runs framework until jobs are done on it, and tells how each ended. It returns
+// why the framework ended before, which it has told.
+func (c *frameworkCommand) runJobs(ctx context.Context, framework *portainer.Framework, show *display, jobs []*job) error {
 	// The framework outlives the builds, so that cancelled ones are killed in
 	// good order; only when they shall go on without it, it ends first.
 	runCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -290,7 +315,7 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	ran := make(chan error, 1)
 	go func() { ran <- framework.Run(runCtx) }()
 	var builds sync.WaitGroup
-	for _, j := range list {
+	for _, j := range jobs {
 		builds.Go(func() {
 			j.result, j.err = j.build(buildCtx, framework)
 			c.tell(ctx, framework, show, j)
@@ -298,14 +323,12 @@ func (c *frameworkCommand) runOn(ctx context.Context, site *site, jobs func(*por
 	}
 	builds.Wait()
 	stop(nil)
-	err = <-ran
-	if ctx.Err() == nil && !errors.Is(err, context.Canceled) {
-		// It explains every build that it stopped.
-		complain(c.stderr, err)
-	} else {
-		err = nil
+	err := <-ran
+	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
+		return nil
 	}
-	return errors.Join(c.verdict(ctx, list, err), c.writeMetadata(list), c.writeIID(list))
+	complain(c.stderr, err) // it explains every build that it stopped
+	return err
 }
 
 // tell shows how a build ended, as soon as it has: a result may be all that
@@ -349,18 +372,34 @@ func (c *frameworkCommand) verdict(ctx context.Context, list []*job, runErr erro
 		return &toldError{err}
 	}
 	var errs []error
-	if runErr != nil {
-		errs = append(errs, runErr)
-	}
+	var failed []string
 	for _, j := range list {
 		if j.err != nil {
 			errs = append(errs, j.err)
+			failed = append(failed, cmp.Or(j.file, j.image, string(j.id())))
 		}
 	}
-	if len(errs) == 0 {
+	switch {
+	case runErr != nil:
+		errs = append(errs, runErr)
+	case len(errs) == 0:
 		return nil
+	case len(list) > 1: // what was told of one may be far above
+		complain(c.stderr, fmt.Errorf("%d of %d failed: %s", len(failed), len(list), firstOf(failed, maxFailed)))
 	}
 	return &toldError{&buildsError{errs}}
+}
+
+// maxFailed is how many failed builds the last line names.
+const maxFailed = 10
+
+// firstOf lists names, at most so many of them.
+func firstOf(names []string, most int) string {
+	text := strings.Join(names[:min(len(names), most)], ", ")
+	if more := len(names) - most; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // A buildsError holds the errors of the images that were not built.

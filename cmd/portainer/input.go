@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/org/portainer"
@@ -99,7 +100,10 @@ func (in *inputs) ofDockerfile(ctx context.Context, arg, dir, remote string) (in
 	name := dockerfilePath(arg)
 	source, err := os.ReadFile(name)
 	if err != nil {
-		return input{}, err
+		if onPath := (*fs.PathError)(nil); errors.As(err, &onPath) {
+			err = onPath.Err
+		}
+		return input{}, fmt.Errorf("%s: %w", name, err)
 	}
 	return input{name: name, dockerfile: name, source: source, dir: dir, remote: remote}, nil
 }

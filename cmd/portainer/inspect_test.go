@@ -27,6 +27,11 @@ func TestContextLs(t *testing.T) {
 	require.Contains(t, got.stdout, "  Dockerfile\n")
 	require.NotContains(t, got.stdout, "x.log")
 	require.Regexp(t, `  in all\n$`, got.stdout)
+	require.Contains(t, got.stderr, "a build sends none of it")
+
+	copies := filepath.Join(dir, "copies.Dockerfile")
+	require.NoError(t, os.WriteFile(copies, []byte("FROM scratch\nCOPY big /\n"), 0o644))
+	require.Empty(t, portainerWith(t, nil, "context", "ls", copies).stderr)
 
 	got = portainerWith(t, nil, "context", "ls", "--why", filepath.Join(dir, "Dockerfile"))
 	require.Regexp(t, `(?m)^  left out  x\.log\t.*\.dockerignore:2: \*\.log$`, got.stdout)
@@ -66,4 +71,9 @@ func TestStagingLsAndGC(t *testing.T) {
 
 	require.Equal(t, exitUsage, portainerWith(t, nil, "staging", "ls").code)
 	require.Equal(t, exitTrouble, portainerWith(t, nil, "staging", "ls", "--staging-uri", filepath.Join(file, "below")).code)
+	missing := filepath.Join(dir, "missing")
+	got = portainerWith(t, nil, "staging", "ls", "--staging-uri", missing)
+	require.Equal(t, exitTrouble, got.code)
+	require.Contains(t, got.stderr, missing)
+	require.NoDirExists(t, missing, "looking made it")
 }

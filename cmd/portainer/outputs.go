@@ -16,7 +16,7 @@ type outputFlags struct {
 }
 
 func (o *outputFlags) addFlags(f *pflag.FlagSet) {
-	f.StringArrayVarP(&o.outputs, "output", "o", nil, "what to write instead of pushing: type=oci, docker, tar or local, with dest=PATH (\"-\" for standard output),\n"+
+	f.StringArrayVarP(&o.outputs, "output", "o", nil, "what to write instead of pushing: `type=TYPE,dest=PATH`, of type oci, docker, tar or local (\"-\" is standard output),\n"+
 		"or type=registry; may be repeated")
 	f.BoolVar(&o.push, "push", false, "push, besides what --output says (default: push if there is no --output)")
 	f.BoolVar(&o.load, "load", false, "not possible: the image is built on an agent; use --output type=docker,dest=- and docker load")

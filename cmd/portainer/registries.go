@@ -31,10 +31,10 @@ type registryFlags struct {
 }
 
 func (f *registryFlags) addFlags(flags *pflag.FlagSet) {
-	flags.StringArrayVar(&f.cas, "registry-ca", nil, "trust what the certificates in a PEM file vouch for to be that registry, HOST=FILE; may be repeated")
-	flags.StringArrayVar(&f.certs, "registry-cert", nil, "show a registry a client certificate, HOST=CERTFILE,KEYFILE; may be repeated")
-	flags.StringArrayVar(&f.mirrors, "registry-mirror", nil, "ask a mirror for the images of a registry first, HOST=MIRROR[/PATH]; may be repeated")
-	flags.StringArrayVar(&f.insecure, "registry-insecure", nil, "speak to that registry over HTTP or with an unverified certificate; may be repeated")
+	flags.StringArrayVar(&f.cas, "registry-ca", nil, "trust what the certificates in a PEM file vouch for to be that registry, `HOST=FILE`; may be repeated")
+	flags.StringArrayVar(&f.certs, "registry-cert", nil, "show a registry a client certificate, `HOST=CERTFILE,KEYFILE`; may be repeated")
+	flags.StringArrayVar(&f.mirrors, "registry-mirror", nil, "ask a mirror for the images of a registry first, `HOST=MIRROR[/PATH]`; may be repeated")
+	flags.StringArrayVar(&f.insecure, "registry-insecure", nil, "speak to the registry `HOST` over HTTP or with an unverified certificate; may be repeated")
 }
 
 // registries are what the flags say, and, of registries that they say nothing of

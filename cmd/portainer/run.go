@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/org/portainer"
 )
@@ -45,11 +46,11 @@ type globals struct {
 	secretFile  string
 	tls         tlsFlags
 	executorURI string
+	cached      bool // agents may keep what executorURI names
 	dockerHost  string
 	verbose     bool
 
 	logger *slog.Logger
-	logins *credentials // nil until they are needed
 }
 
 // run carries out one command line and returns the exit code.
@@ -162,42 +163,53 @@ lines that begin with # are left out.
 
 Exit codes: 0, 1 a build failed, 2 wrong usage or bad input, 3 trouble with the
 cluster or with staging, 130 interrupted.`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("there is no command %q: see portainer --help", args[0])
-			}
-			cmd.SetOut(inv.stderr)
-			if err := cmd.Help(); err != nil {
-				return err
-			}
-			return &toldError{usagef("no command given")}
-		},
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Args:              cobra.ArbitraryArgs,
+		RunE:              commandNeeded,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return g.prepare(cmd) },
 	}
 	root.SetIn(inv.stdin)
 	root.SetOut(inv.stdout)
 	root.SetErr(inv.stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%w: see %s --help", err, cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 
 	f := root.PersistentFlags()
 	f.StringVar(&g.master, "mesos-master", "local", "the Mesos master: host:port, a comma-separated list of them, a URL, zk://host:port,…/path,\n"+
 		"or local, local:N for a cluster of N agents on this machine")
-	f.StringVar(&g.role, "framework-role", "", "the Mesos role to take offers for (default \"*\")")
-	f.StringVar(&g.frameworkID, "framework-id", "", "register again as the framework with this ID")
-	f.StringVar(&g.principal, "mesos-principal", "", "the name to authenticate as to Mesos")
-	f.StringVar(&g.secretFile, "mesos-secret-file", "", "the file that holds its secret")
+	f.StringVar(&g.role, "framework-role", "", "the Mesos `ROLE` to take offers for (default \"*\")")
+	f.StringVar(&g.frameworkID, "framework-id", "", "register again as the framework with this `ID`")
+	f.StringVar(&g.principal, "mesos-principal", "", "the `NAME` to authenticate as to Mesos")
+	f.StringVar(&g.secretFile, "mesos-secret-file", "", "the `FILE` that holds its secret")
 	g.tls.addFlags(f)
 	f.StringVar(&g.executorURI, "executor-uri", "", "where agents fetch the executor archive made by \"make executor\" (default: this program is staged)")
-	f.StringVar(&g.dockerHost, "docker-host", "", "build with the Docker daemon at this address on each agent, such as unix:///var/run/docker.sock")
+	f.BoolVar(&g.cached, "executor-cache", false, "have each agent keep what it fetched from --executor-uri, whose content must never change then")
+	f.StringVar(&g.dockerHost, "docker-host", "", "build with the Docker daemon at this `ADDRESS` on each agent, such as unix:///var/run/docker.sock")
 	f.BoolVar(&g.verbose, "verbose", false, "log what the framework does")
 
 	root.AddCommand(newBuild(g), newAttach(g), newLocal(g), newContext(g), newStaging(g), newVersion(g), newExecutor())
 	return root
+}
+
+// flagError says what is wrong with a flag of cmd.
+func flagError(cmd *cobra.Command, err error) error {
+	foreign, invalid := (*foreignError)(nil), (*pflag.InvalidValueError)(nil)
+	if errors.As(err, &foreign) && errors.As(err, &invalid) {
+		return usagef("--%s: %w", invalid.GetFlag().Name, foreign)
+	}
+	return usagef("%w: see %s --help", err, cmd.CommandPath())
+}
+
+// commandNeeded is the RunE of a command that does nothing without another below it.
+func commandNeeded(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("there is no command %q: see %s --help", args[0], cmd.CommandPath())
+	}
+	cmd.SetOut(cmd.ErrOrStderr())
+	if err := cmd.Help(); err != nil {
+		return err
+	}
+	return &toldError{usagef("no command given")}
 }
 
 // secret reads --mesos-secret-file.

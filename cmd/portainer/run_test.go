@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 
 	"github.com/org/portainer"
@@ -98,6 +100,8 @@ func TestUsage(t *testing.T) {
 	}{
 		{"no command", nil, []string{"Usage:"}},
 		{"unknown command", []string{"frobnicate"}, []string{"frobnicate", "--help"}},
+		{"command that needs another", []string{"staging"}, []string{"portainer staging [command]"}},
+		{"unknown command below another", []string{"context", "frobnicate"}, []string{"frobnicate", "portainer context --help"}},
 		{"unknown flag", []string{"build", "--frobnicate", good}, []string{"--frobnicate", "portainer build --help"}},
 		{"no Dockerfile", []string{"build"}, []string{"no Dockerfile given"}},
 		{"missing Dockerfile", []string{"build", "--to", "r.example", missing}, []string{missing, "no such file"}},
@@ -111,6 +115,7 @@ func TestUsage(t *testing.T) {
 		{"one image twice", []string{"build", "--to", "r.example", good, same}, []string{good, same, "r.example/team/app"}},
 		{"progress", []string{"build", "--to", "r.example", "--progress", "fancy", good}, []string{"--progress", "fancy"}},
 		{"stream and quiet", []string{"build", "--to", "r.example", "--progress", "quiet", "--stream", good}, []string{"--stream", "--progress"}},
+		{"cache of no executor", []string{"build", "--to", "r.example", "--executor-cache", good}, []string{"--executor-cache", "--executor-uri"}},
 		{"negative retries", []string{"build", "--to", "r.example", "--retries", "-1", good}, []string{"--retries"}},
 		{"negative cpus", []string{"build", "--to", "r.example", "--build-cpu", "-1", good}, []string{"--build-cpu"}},
 		{"memory", []string{"build", "--to", "r.example", "--build-mem", "lots", good}, []string{"--build-mem", "lots"}},
@@ -244,6 +249,28 @@ func TestPrecedence(t *testing.T) {
 	req = request(env, bare)
 	require.Equal(t, [2]string{"env.example", "team/env"}, [2]string{req.Registry, req.Repository})
 	require.Equal(t, portainer.Resources{CPUs: 3, MemMB: 3072}, req.Resources)
+}
+
+// TestHelpShowsEveryFlag: one that is in no group would be in no help.
+func TestHelpShowsEveryFlag(t *testing.T) {
+	for _, name := range []string{"build", "attach"} {
+		help := portainerWith(t, nil, name, "--help")
+		require.Equal(t, exitOK, help.code, help.stderr)
+		cmd, _, err := newRoot(invocation{}).Find([]string{name})
+		require.NoError(t, err)
+		seen := 0
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			require.Equal(t, !f.Hidden, regexp.MustCompile(`(?m)^ +(-\w, )?--`+f.Name+` `).MatchString(help.stdout), "%s --%s", name, f.Name)
+			seen++
+		})
+		require.Greater(t, seen, 20)
+		require.NotContains(t, help.stdout, "stringArray", "no name of a value")
+	}
+}
+
+func TestFirstOf(t *testing.T) {
+	require.Equal(t, "a, b", firstOf([]string{"a", "b"}, 2))
+	require.Equal(t, "a, b and 3 more", firstOf([]string{"a", "b", "c", "d", "e"}, 2))
 }
 
 func TestFrameworkName(t *testing.T) {

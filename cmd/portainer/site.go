@@ -153,6 +153,28 @@ func (s *site) openBucket(ctx context.Context, uri string) error {
 	if err != nil {
 		return err
 	}
+	return s.openURL(ctx, uri, full)
+}
+
+// openThere opens the staging bucket at uri to look at it. A directory that is not there
+// is not made: most likely it is another one that is meant.
+func (s *site) openThere(ctx context.Context, uri string) error {
+	full, err := stagingURL("--staging-uri", uri)
+	if err != nil {
+		return err
+	}
+	u, err := url.Parse(full)
+	if err != nil {
+		return usagef("--staging-uri: %w", err)
+	}
+	q := u.Query()
+	q.Del("create_dir")
+	u.RawQuery = q.Encode()
+	return s.openURL(ctx, uri, u.String())
+}
+
+// openURL opens the staging bucket at full, of which the user gave uri.
+func (s *site) openURL(ctx context.Context, uri, full string) error {
 	bucket, err := blob.OpenBucket(ctx, full)
 	if err != nil {
 		return fmt.Errorf("%w: --staging-uri %s: %w", portainer.ErrStaging, redactURL(uri), err)

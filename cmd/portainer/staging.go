@@ -20,8 +20,8 @@ func newStaging(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "staging",
 		Short: "Look at, and clean, a staging bucket",
-		Args:  noArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:  cobra.ArbitraryArgs,
+		RunE:  commandNeeded,
 	}
 	cmd.PersistentFlags().StringVar(&uri, "staging-uri", "", "the staging bucket")
 	list := func(ctx context.Context, objects func(context.Context, *staging.Store) ([]staging.Object, error)) error {
@@ -29,7 +29,7 @@ func newStaging(g *globals) *cobra.Command {
 			return usagef("--staging-uri is missing: it names the bucket to look at")
 		}
 		s := &site{}
-		if err := s.openBucket(ctx, uri); err != nil {
+		if err := s.openThere(ctx, uri); err != nil {
 			return err
 		}
 		found, err := objects(ctx, staging.New(s.bucket))
@@ -94,7 +94,7 @@ func printStaged(out io.Writer, objects []staging.Object) error {
 		case o.Digest == "":
 			users = "-" // of an executor nobody knows
 		}
-		fmt.Fprintf(w, "%s\t%s ago\t%s\t%s\t%s\n", units.BytesSize(float64(o.Size)), units.HumanDuration(time.Since(o.Used)), users, expiry(&o), o.Key)
+		fmt.Fprintf(w, "%s\t%s ago\t%s\t%s\t%s\n", bytesOf(o.Size), units.HumanDuration(time.Since(o.Used)), users, expiry(&o), o.Key)
 	}
 	return w.Flush()
 }

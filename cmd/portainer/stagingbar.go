@@ -163,9 +163,7 @@ func tellProgress(p portainer.Progress, at *pace) string {
 	return text
 }
 
-func bytesOf(n int64) string {
-	return units.CustomSize("%.4g %s", float64(n), 1024, []string{"B", "KiB", "MiB", "GiB", "TiB"})
-}
+func bytesOf(n int64) string { return units.BytesSize(float64(n)) }
 
 // gaugeWidth is how many characters a gauge has between its ends.
 const gaugeWidth = 20

@@ -29,18 +29,18 @@ func TestStagingBarRedrawsOneLine(t *testing.T) {
 		bar.HandleEvent(t.Context(), stagingAt(build, after, p))
 	}
 	tell("a", 0, portainer.Progress{Size: 100 * mib})
-	require.Equal(t, "context of r/a [                    ]   0% read 0 B of 100 MiB", last())
+	require.Equal(t, "context of r/a [                    ]   0% read 0B of 100MiB", last())
 	tell("a", time.Second, portainer.Progress{Size: 100 * mib, Read: 50 * mib})
-	require.Equal(t, "context of r/a [=====               ]  25% read 50 MiB of 100 MiB, 50 MiB/s, 1s left", last())
+	require.Equal(t, "context of r/a [=====               ]  25% read 50MiB of 100MiB, 50MiB/s, 1s left", last())
 	tell("a", 2*time.Second, portainer.Progress{Size: 100 * mib, Read: 100 * mib, Lacking: 60 * mib})
 	tell("a", 3*time.Second, portainer.Progress{Size: 100 * mib, Read: 100 * mib, Lacking: 60 * mib, Done: 20 * mib, Sent: 5 * mib})
-	require.Equal(t, "context of r/a [===============     ]  75% sent 20 MiB of 60 MiB (5 MiB compressed), 20 MiB/s, 2s left", last())
+	require.Equal(t, "context of r/a [===============     ]  75% sent 20MiB of 60MiB (5MiB compressed), 20MiB/s, 2s left", last())
 
 	// Another one comes along, and nobody knows how large it is.
 	tell("b", 4*time.Second, portainer.Progress{Read: 30 * mib})
-	require.Equal(t, "2 contexts sent 20 MiB of 60 MiB (5 MiB compressed)", last())
+	require.Equal(t, "2 contexts sent 20MiB of 60MiB (5MiB compressed)", last())
 	bar.HandleEvent(t.Context(), portainer.Event{Build: "a", Kind: portainer.EventStaged, Time: stagingAt("", 4*time.Second, portainer.Progress{}).Time})
-	require.Equal(t, "context of r/b read 30 MiB", last())
+	require.Equal(t, "context of r/b read 30MiB", last())
 	bar.HandleEvent(t.Context(), portainer.Event{Build: "b", Kind: portainer.EventFailed})
 	require.Empty(t, last())
 	count := len(shown)
@@ -55,9 +55,9 @@ func TestStagingBarIsAFewLinesInALog(t *testing.T) {
 	for i := range 250 {
 		d.HandleEvent(t.Context(), stagingAt("a", time.Duration(i)*100*time.Millisecond, portainer.Progress{Size: 100 * mib, Read: int64(i) * mib / 5}))
 	}
-	require.Equal(t, `r/a: staging the context of 100 MiB
-r/a: staging the context: read 20 MiB of 100 MiB, 2 MiB/s, 40s left
-r/a: staging the context: read 40 MiB of 100 MiB, 2 MiB/s, 30s left
+	require.Equal(t, `r/a: staging the context of 100MiB
+r/a: staging the context: read 20MiB of 100MiB, 2MiB/s, 40s left
+r/a: staging the context: read 40MiB of 100MiB, 2MiB/s, 30s left
 `, out.String())
 
 	out.Reset()

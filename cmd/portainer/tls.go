@@ -14,9 +14,9 @@ type tlsFlags struct {
 }
 
 func (f *tlsFlags) addFlags(flags *pflag.FlagSet) {
-	flags.StringVar(&f.caFile, "mesos-ca", "", "speak TLS to masters and agents, and trust what the certificates in this PEM file vouch for")
-	flags.StringVar(&f.certFile, "mesos-cert", "", "speak TLS to them, and show them the certificate in this PEM file")
-	flags.StringVar(&f.keyFile, "mesos-key", "", "the PEM file that holds its private key")
+	flags.StringVar(&f.caFile, "mesos-ca", "", "speak TLS to masters and agents, and trust what the certificates in this PEM `FILE` vouch for")
+	flags.StringVar(&f.certFile, "mesos-cert", "", "speak TLS to them, and show them the certificate in this PEM `FILE`")
+	flags.StringVar(&f.keyFile, "mesos-key", "", "the PEM `FILE` that holds its private key")
 }
 
 // given reports whether TLS is asked for.
