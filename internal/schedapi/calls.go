@@ -123,5 +123,5 @@ func (c *Client) sendOne(during context.Context, sub *subscription, call queued)
 func (e *StatusError) refusesOnlyTheCall() bool {
 	return e.Code == http.StatusBadRequest &&
 		!strings.Contains(e.Body, "Framework cannot be found") &&
-		!strings.Contains(e.Body, "stream ID")
+		!strings.Contains(e.Body, "stream ID") && !strings.Contains(e.Body, streamHeader)
 }

@@ -208,6 +208,23 @@ func TestBrokenStreams(t *testing.T) {
 	}
 }
 
+func TestStreamWithoutID(t *testing.T) {
+	m := &fakeMaster{
+		proxied: func(n int) bool { return n == 1 },
+		script: func(_ int, _ *scheduler.Call_Subscribe, s *stream) {
+			s.subscribed(15 * time.Second)
+			s.stall()
+		},
+	}
+	inMemory(t, m, schedapi.Config{}, func(t *testing.T, c *schedapi.Client, _ *network, r *recorder) {
+		stop := run(t, c, r.handle)
+		pass(time.Second)
+		synctest.Wait()
+		require.Equal(t, []string{"disconnected: master m:1: its stream came without Mesos-Stream-Id", "SUBSCRIBED"}, r.log())
+		require.ErrorIs(t, stop(), context.Canceled)
+	})
+}
+
 func TestUnknownEventsArePassedOver(t *testing.T) {
 	m := &fakeMaster{script: func(_ int, _ *scheduler.Call_Subscribe, s *stream) {
 		s.subscribed(15 * time.Second)

@@ -29,6 +29,8 @@ type fakeMaster struct {
 	script func(n int, subscribe *scheduler.Call_Subscribe, s *stream)
 	// answer, if set, answers calls other than SUBSCRIBE. 0 means 202.
 	answer func(call *scheduler.Call) (status int, body string)
+	// proxied says that the ID of the n-th stream is lost on the way.
+	proxied func(n int) bool
 	// principal and secret, if set, are required.
 	principal, secret string
 
@@ -128,6 +130,9 @@ func (m *fakeMaster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case current == "":
 		fail(http.StatusForbidden, "Framework is not subscribed")
 		return
+	case r.Header.Get("Mesos-Stream-Id") == "":
+		fail(http.StatusBadRequest, "All non-subscribe calls should include the 'Mesos-Stream-Id' header")
+		return
 	case r.Header.Get("Mesos-Stream-Id") != current:
 		fail(http.StatusBadRequest, "The stream ID '…' included in this request didn't match the stream ID currently associated with framework ID …")
 		return
@@ -174,7 +179,9 @@ func (m *fakeMaster) subscribe(w http.ResponseWriter, r *http.Request, call *sch
 	m.current = s.id
 	m.mu.Unlock()
 	w.Header().Set("Content-Type", "application/x-protobuf")
-	w.Header().Set("Mesos-Stream-Id", s.id)
+	if m.proxied == nil || !m.proxied(n) {
+		w.Header().Set("Mesos-Stream-Id", s.id)
+	}
 	w.WriteHeader(http.StatusOK)
 	w.(http.Flusher).Flush()
 	m.script(n, call.Subscribe, s)

@@ -14,6 +14,8 @@ import (
 const (
 	path      = "/api/v1/scheduler"
 	mediaType = "application/x-protobuf"
+
+	streamHeader = "Mesos-Stream-Id"
 )
 
 // newTransport returns a transport for masters and agents, which speak HTTP/1.1
@@ -52,7 +54,7 @@ func (c *Client) post(ctx context.Context, base *url.URL, stream string, body []
 	req.Header.Set("Content-Type", mediaType)
 	req.Header.Set("Accept", mediaType)
 	if stream != "" {
-		req.Header.Set("Mesos-Stream-Id", stream)
+		req.Header.Set(streamHeader, stream)
 	}
 	if c.cfg.Principal != "" {
 		req.SetBasicAuth(c.cfg.Principal, c.cfg.Secret)

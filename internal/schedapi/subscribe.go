@@ -164,7 +164,12 @@ func (c *Client) connect(ctx context.Context) (*subscription, io.ReadCloser, err
 				resp.Body.Close()
 				return nil, nil, fmt.Errorf("%s answers with %q: no Mesos master", base.Host, kind)
 			}
-			return &subscription{base: base, stream: resp.Header.Get("Mesos-Stream-Id"), queue: newQueue()}, resp.Body, nil
+			stream := resp.Header.Get(streamHeader)
+			if stream == "" { // taken out on the way: the master would refuse every call
+				resp.Body.Close()
+				return nil, nil, fmt.Errorf("master %s: its stream came without %s", base.Host, streamHeader)
+			}
+			return &subscription{base: base, stream: stream, queue: newQueue()}, resp.Body, nil
 		case isRedirect(resp.StatusCode):
 			location := resp.Header.Get("Location")
 			discard(resp)
