@@ -91,6 +91,7 @@ type agentExecutor struct {
 	launched  map[string]*agentTask
 	queued    []*queuedTasks
 	ended     map[string]*agentTask // terminal, not acknowledged by the scheduler
+	met       bool                  // the executor has subscribed, be it long ago
 	spoke     bool                  // the executor has reported on a task
 	pending   *termination
 	proc      *container
@@ -115,7 +116,7 @@ type agentTask struct {
 
 // A termination says why the agent ended a container.
 type termination struct {
-	state   mesos.TaskState
+	state   mesos.TaskState // 0 says nothing of state and reason
 	reason  mesos.TaskStatus_Reason
 	message string
 	limited []mesos.Resource // what the container used too much of

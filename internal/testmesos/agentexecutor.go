@@ -249,7 +249,7 @@ func (a *Agent) subscribeExecutor(x *agentExecutor, s sink, call *executor.Call_
 		x.sink.close()
 	}
 	x.register.stop()
-	x.state, x.sink = executorRunning, s
+	x.state, x.sink, x.met = executorRunning, s, true
 	a.beat(x)
 	for i := range call.UnacknowledgedUpdates {
 		s := &call.UnacknowledgedUpdates[i].Status
@@ -444,7 +444,9 @@ func (a *Agent) onTerminated(x *agentExecutor, status int32, t *termination) {
 	var texts []string
 	for _, known := range []*termination{x.pending, t} {
 		if known != nil {
-			why.state, why.reason = known.state, known.reason
+			if known.state != 0 {
+				why.state, why.reason = known.state, known.reason
+			}
 			why.limited = append(why.limited, known.limited...)
 			texts = append(texts, known.message)
 		}
@@ -528,7 +530,7 @@ func (a *Agent) stopContainers(ctx context.Context) {
 				}
 				procs = append(procs, x.proc)
 				switch {
-				case a.state == agentDown || x.proc.pid() == 0:
+				case a.state == agentDown || !x.met:
 					a.destroy(x) // there is nobody to ask it, or nobody to be asked
 				case x.state != executorTerminating:
 					a.shutdownExecutor(x)

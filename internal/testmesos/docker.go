@@ -255,6 +255,19 @@ func (d *dockerRun) kill() error {
 	return d.command(ctx, "stop", "-t", "0", d.name).Run()
 }
 
+// end kills the container, and if that does not help the client that runs it. One that
+// is made but not started yet cannot be killed, and docker does not call that an error.
+func (d *dockerRun) end(p *container) {
+	for wait := 100 * time.Millisecond; wait < 2*time.Second && d.kill() == nil; wait *= 2 {
+		select {
+		case <-p.done:
+			return
+		case <-time.After(wait):
+		}
+	}
+	p.killProcess()
+}
+
 // remove removes what is left of the container.
 func (d *dockerRun) remove() {
 	ctx, cancel := context.WithTimeout(context.Background(), dockerPatience)
@@ -271,13 +284,7 @@ func (a *Agent) runDocker(ctx context.Context, x *agentExecutor, p *container, d
 	cmd := d.command(context.Background(), d.args...)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	newSession(cmd)
-	p.setStop(func() {
-		a.workers.Go(func() {
-			if d.kill() != nil {
-				p.killProcess() // there is no container yet
-			}
-		})
-	})
+	p.setStop(func() { a.workers.Go(func() { d.end(p) }) })
 	begin := time.Now()
 	if err := p.start(cmd); err != nil {
 		return err
@@ -294,6 +301,6 @@ func (a *Agent) runDocker(ctx context.Context, x *agentExecutor, p *container, d
 			message: fmt.Sprintf("Failed to launch container: Container exited with status %d", code)})
 		return nil
 	}
-	end(status, &termination{state: mesos.TASK_FAILED, reason: mesos.REASON_EXECUTOR_TERMINATED, message: text})
+	end(status, &termination{message: text})
 	return nil
 }

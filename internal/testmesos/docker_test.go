@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	mesos "github.com/mesos/mesos-go/api/v1/lib"
 	"github.com/mesos/mesos-go/api/v1/lib/scheduler"
@@ -148,6 +149,26 @@ func TestDockerContainerizer(t *testing.T) {
 		ExecutorID: hang.Executor.ExecutorID, AgentID: o.AgentID,
 	}})
 	require.Equal(t, "Container killed", f.acked("t5", mesos.TASK_FAILED).GetMessage())
+	requireGone(t, pid)
+}
+
+// TestDockerThatStartsNothing: a container that is made and never started cannot be
+// killed, and "docker run" waits for it. That does not hold the agent up.
+func TestDockerThatStartsNothing(t *testing.T) {
+	docker := filepath.Join(t.TempDir(), "docker")
+	script := strings.ReplaceAll(strings.Replace(dockerScript, "stop) exit 1", "stop) exit 0", 1), "LOG", os.DevNull)
+	require.NoError(t, os.WriteFile(docker, []byte(script), 0o755))
+	cfg := fast(1)
+	cfg.Agents[0].Docker, cfg.RegistrationTimeout = docker, 200*time.Millisecond
+	c := start(t, cfg)
+	f := subscribed(t, c, nil)
+	o := f.offer()
+	f.accept(o, dockerTask(o, "t1", "exec sleep 100", "image"))
+	eventually(t, "it runs", func() bool { x := c.Agents()[0].Executors(); return len(x) == 1 && x[0].PID != 0 })
+	pid := c.Agents()[0].Executors()[0].PID
+	s := f.acked("t1", mesos.TASK_FAILED)
+	require.Equal(t, mesos.REASON_EXECUTOR_REGISTRATION_TIMEOUT, s.GetReason())
+	require.Equal(t, "Executor did not register within 200ms; Container killed", s.GetMessage())
 	requireGone(t, pid)
 }
 
