@@ -103,12 +103,16 @@ func Serve(ctx context.Context, cfg Config) error {
 	// What the task leaves unfinished, killing it finishes.
 	own, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
-	var sweep, served sync.WaitGroup
-	sweep.Go(func() {
-		if err := cfg.Sweep(own, cfg.Logger); err != nil && own.Err() == nil {
+	sweeping, stopSweep := context.WithCancel(own)
+	x.hurry = stopSweep
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		if err := cfg.Sweep(sweeping, cfg.Logger); err != nil && sweeping.Err() == nil {
 			cfg.Logger.Warn("leftovers of other executors not removed", "err", err)
 		}
-	})
+	}()
+	var served sync.WaitGroup
 	var gone error
 	served.Go(func() { gone = client.Run(own, x) })
 	onSignal := context.AfterFunc(ctx, x.Shutdown)
@@ -119,8 +123,11 @@ func Serve(ctx context.Context, cfg Config) error {
 	flush, cancel := context.WithTimeout(own, x.flushTime())
 	undelivered := client.Flush(flush)
 	cancel()
+	// A build may be quicker than the sweep. Who is told to go leaves it to the next.
+	timer := time.AfterFunc(patience, stopSweep)
+	<-swept
+	timer.Stop()
 	stop(errFinished)
-	sweep.Wait()
 	served.Wait()
 	if undelivered == nil && !errors.Is(gone, errFinished) && x.ran() == "" {
 		undelivered = gone // no task and no agent
@@ -133,18 +140,23 @@ var errFinished = errors.New("finished")
 
 // flushTime is how long the agent may take to take the last updates. One that
 // checkpoints may be restarting: the outcome is worth waiting for, because without it
-// the image would be built again.
+// the image would be built again. One that says to shut down is there, and may do so for
+// a framework whose updates it takes no more (mesos src/slave/slave.cpp, statusUpdate).
 func (x *executor) flushTime() time.Duration {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	switch {
 	case !x.stopBy.IsZero():
-		return max(time.Until(x.stopBy), 100*time.Millisecond)
+		return min(max(time.Until(x.stopBy), 100*time.Millisecond), shutdownPatience)
 	case x.api.Checkpoint:
 		return x.api.RecoveryTimeout + patience
 	}
 	return patience
 }
 
-// patience is how long an agent that is there may take for anything.
-const patience = 30 * time.Second
+// patience is how long an agent that is there may take for anything, and
+// shutdownPatience how long when the executor is to go.
+const (
+	patience         = 30 * time.Second
+	shutdownPatience = 3 * time.Second
+)

@@ -31,6 +31,7 @@ type executor struct {
 	log    *slog.Logger
 
 	permit   *permit
+	hurry    func() // breaks off what need not be done before the end
 	tasks    sync.WaitGroup
 	finished chan struct{} // closed when no task is running and none will
 
@@ -156,6 +157,7 @@ func (x *executor) Shutdown() {
 	}
 	x.stopping = true
 	x.stopBy = time.Now().Add(x.api.ShutdownGrace * 9 / 10)
+	x.hurry()
 	if x.task == "" {
 		x.finish()
 		return

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,6 +35,13 @@ var realExecutor = sync.OnceValues(func() (string, error) {
 // newRealRig is a rig with the real executor, a registry, and a busybox image in it.
 func newRealRig(t *testing.T) (r *rig, registry, busybox string) {
 	t.Helper()
+	return newRealRigWith(t, 30*time.Second)
+}
+
+// newRealRigWith is newRealRig with an agent that is that patient with executors that it
+// has told to shut down.
+func newRealRigWith(t *testing.T, grace time.Duration) (r *rig, registry, busybox string) {
+	t.Helper()
 	bin, err := realExecutor()
 	require.NoError(t, err)
 	tools, err := dockertest.Tools(t.Context())
@@ -43,7 +51,7 @@ func newRealRig(t *testing.T) (r *rig, registry, busybox string) {
 	t.Cleanup(func() { require.NoError(t, reg.Stop()) })
 	busybox, err = dockertest.PushBusybox(t.Context(), reg.Addr)
 	require.NoError(t, err)
-	r = newRig(t, testmesos.Config{ShutdownGrace: 30 * time.Second}, true)
+	r = newRig(t, testmesos.Config{ShutdownGrace: grace}, true)
 	r.command = "exec " + bin
 	r.env = map[string]string{"PATH": tools + ":" + os.Getenv("PATH"), "HOME": t.TempDir()}
 	return r, reg.Addr, busybox
@@ -74,24 +82,34 @@ func realBuild(t *testing.T, registry, script string, engine wire.Engine) *wire.
 	}
 }
 
-// leftovers lists processes and mounts that mention dir, or are children of what ran
-// there.
-func leftovers(t *testing.T, dir string) []string {
+// leftovers lists processes and mounts that mention dir or one of the others, and
+// engines with their data in dir.
+func leftovers(t *testing.T, dir string, others ...string) []string {
 	t.Helper()
 	var found []string
+	mentions := func(text string) bool {
+		return slices.ContainsFunc(append(others, dir), func(s string) bool { return strings.Contains(text, s) })
+	}
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	require.NoError(t, err)
 	for _, proc := range procs {
 		cmdline, err := os.ReadFile(proc + "/cmdline")
-		if err == nil && strings.Contains(string(cmdline), dir) {
-			found = append(found, proc+": "+strings.ReplaceAll(string(cmdline), "\x00", " "))
+		if text := strings.ReplaceAll(string(cmdline), "\x00", " "); err == nil && mentions(text) {
+			found = append(found, proc+": "+text)
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, dir) {
+		if mentions(line) {
 			found = append(found, line)
+		}
+	}
+	engines, err := filepath.Glob("/tmp/portainer-*/engine.json")
+	require.NoError(t, err)
+	for _, name := range engines {
+		if state, err := os.ReadFile(name); err == nil && mentions(string(state)) {
+			found = append(found, name)
 		}
 	}
 	return found
@@ -137,45 +155,91 @@ func TestRealBuildWithAGivenDaemon(t *testing.T) {
 	require.Contains(t, said(r.log("b-2", o.LogSize)), "oh no")
 }
 
-func TestRealBuildIsKilled(t *testing.T) {
-	r, registry, busybox := newRealRig(t)
-	r.launchBuild("b-1", realBuild(t, registry, "FROM "+busybox+"\nRUN echo begun; sleep 1000\n", wire.Engine{Kind: "dockerd"}))
-	dir := ""
+// realEngines are those that an executor can have for itself.
+var realEngines = []string{"dockerd", "buildkitd"}
+
+// inTheMiddle launches a build and waits until a step of it sleeps. It returns the
+// executor and the command line of that step.
+func inTheMiddle(t *testing.T, r *rig, registry, busybox, kind string) (executor testmesos.RunningExecutor, step string) {
+	t.Helper()
+	step = fmt.Sprintf("sleep 95%09d", time.Now().UnixNano()%1e9)
+	r.launchBuild("b-1", realBuild(t, registry, "FROM "+busybox+"\nRUN echo begun; "+step+"\n", wire.Engine{Kind: kind}))
 	require.Eventually(t, func() bool {
-		if dir == "" {
-			dir = r.sandbox("b-1")
+		for _, e := range r.cluster.Agents()[0].Executors() {
+			executor = e
 		}
-		data, err := os.ReadFile(filepath.Join(dir, "stdout"))
+		data, err := os.ReadFile(filepath.Join(executor.Sandbox, "stdout"))
 		return err == nil && strings.Contains(string(data), " begun\n")
 	}, 60*time.Second, 10*time.Millisecond)
-	began := time.Now()
-	r.kill("b-1")
-	o := r.outcome("b-1", mesos.TASK_KILLED)
-	took := time.Since(began)
-	require.Empty(t, leftovers(t, dir))
-	require.Equal(t, "cancelled", o.Failure.Class)
-	r.gone("b-1")
-	t.Logf("killed and clean in %v", took)
-	require.Less(t, took, 20*time.Second)
+	return executor, step
+}
+
+// TestRealBuildEnds ends executors in the middle of a build, in the ways that give them
+// time: all of the build is gone before that is over.
+func TestRealBuildEnds(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(r *rig, pid int)
+	}{
+		{"KILL", func(r *rig, _ int) { r.kill("b-1") }},
+		{"SHUTDOWN", func(r *rig, _ int) { r.shutdown("b-1") }},
+		{"SIGTERM", func(r *rig, pid int) { require.NoError(r.t, syscall.Kill(pid, syscall.SIGTERM)) }},
+	} {
+		for _, kind := range realEngines {
+			t.Run(tt.name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
+				const grace = 20 * time.Second
+				r, registry, busybox := newRealRigWith(t, grace)
+				executor, step := inTheMiddle(t, r, registry, busybox, kind)
+				require.NotEmpty(t, leftovers(t, executor.Sandbox, step))
+				began := time.Now()
+				tt.end(r, executor.PID)
+				o := r.outcome("b-1", mesos.TASK_KILLED)
+				require.Empty(t, leftovers(t, executor.Sandbox, step), "killed means that nothing of it runs any more")
+				require.Equal(t, "cancelled", o.Failure.Class)
+				r.gone("b-1")
+				require.Zero(t, r.status("b-1"), "it ended by itself")
+				t.Logf("killed and clean in %v", time.Since(began).Round(time.Millisecond))
+				require.Less(t, time.Since(began), grace)
+			})
+		}
+	}
+}
+
+// swept checks that another executor removes what is left of one, however little it has
+// to do itself.
+func swept(t *testing.T, r *rig, executor testmesos.RunningExecutor, step, registry, busybox, kind string) {
+	t.Helper()
+	r.launchBuild("b-2", realBuild(t, registry, "FROM "+busybox+"\n", wire.Engine{Kind: kind}))
+	r.outcome("b-2", mesos.TASK_FINISHED)
+	r.gone("b-2")
+	// Other tests' executors sweep, too, and one leaves to another what that has begun with.
+	require.Eventually(t, func() bool { return len(leftovers(t, executor.Sandbox, step)) == 0 }, 10*time.Second, 10*time.Millisecond)
+}
+
+// TestGraceIsTooShort: what an executor has not removed when its agent loses patience,
+// the next one removes.
+func TestGraceIsTooShort(t *testing.T) {
+	for _, kind := range realEngines {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			r, registry, busybox := newRealRigWith(t, time.Millisecond)
+			executor, step := inTheMiddle(t, r, registry, busybox, kind)
+			r.shutdown("b-1")
+			r.gone("b-1")
+			require.Equal(t, syscall.SIGKILL, r.status("b-1").Signal())
+			t.Logf("left: %d", len(leftovers(t, executor.Sandbox, step)))
+			swept(t, r, executor, step, registry, busybox, kind)
+		})
+	}
 }
 
 func TestExecutorOfAKilledProcessIsSweptByTheNext(t *testing.T) {
 	r, registry, busybox := newRealRig(t)
-	r.launchBuild("b-1", realBuild(t, registry, "FROM "+busybox+"\nRUN echo begun; sleep 1000\n", wire.Engine{Kind: "dockerd"}))
-	dir, pid := "", 0
-	require.Eventually(t, func() bool {
-		for _, e := range r.cluster.Agents()[0].Executors() {
-			dir, pid = e.Sandbox, e.PID
-		}
-		data, err := os.ReadFile(filepath.Join(dir, "stdout"))
-		return err == nil && strings.Contains(string(data), " begun\n")
-	}, 60*time.Second, 10*time.Millisecond)
-	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	executor, step := inTheMiddle(t, r, registry, busybox, "dockerd")
+	require.NoError(t, syscall.Kill(executor.PID, syscall.SIGKILL))
 	r.waitFor("b-1", mesos.TASK_FAILED)
-	r.launchBuild("b-2", realBuild(t, registry, "FROM "+busybox+"\nRUN sleep 3\n", wire.Engine{Kind: "dockerd"}))
-	r.outcome("b-2", mesos.TASK_FINISHED)
-	r.gone("b-2")
-	require.Eventually(t, func() bool { return len(leftovers(t, dir)) == 0 }, 10*time.Second, 50*time.Millisecond)
+	swept(t, r, executor, step, registry, busybox, "dockerd")
 }
 
 func TestVersionFlag(t *testing.T) {

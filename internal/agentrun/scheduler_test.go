@@ -5,9 +5,9 @@ import (
 	"crypto/tls"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,7 +40,7 @@ type rig struct {
 	waiting   []*mesos.TaskInfo
 	updates   []mesos.TaskStatus
 	hints     []wire.Hint
-	exits     []string // executors that have ended
+	exits     map[string]syscall.WaitStatus // of executors that have ended
 }
 
 func newRig(t testing.TB, cfg testmesos.Config, checkpoint bool) *rig {
@@ -61,7 +61,7 @@ func newRigOver(t testing.TB, cfg testmesos.Config, checkpoint bool, client *tls
 	t.Cleanup(func() { require.NoError(t, cluster.Close()) })
 	self, err := os.Executable()
 	require.NoError(t, err)
-	r := &rig{t: t, cluster: cluster, command: "exec " + self, env: map[string]string{executorVariable: "1"}, changed: make(chan struct{})}
+	r := &rig{t: t, cluster: cluster, command: "exec " + self, env: map[string]string{executorVariable: "1"}, changed: make(chan struct{}), exits: map[string]syscall.WaitStatus{}}
 	masters, err := master.Parse(cluster.Master())
 	require.NoError(t, err)
 	timeout := 3600.0
@@ -129,7 +129,7 @@ func (r *rig) handle(event schedapi.Event) {
 		}
 	case scheduler.Event_FAILURE:
 		if id := event.Failure.GetExecutorID(); id != nil {
-			r.exits = append(r.exits, id.Value)
+			r.exits[id.Value] = syscall.WaitStatus(event.Failure.GetStatus())
 		}
 	}
 	close(r.changed)
@@ -278,7 +278,14 @@ func (r *rig) shutdown(executor string) {
 // gone waits until the process of an executor has ended.
 func (r *rig) gone(executor string) {
 	r.t.Helper()
-	r.wait("the end of "+executor, func() bool { return slices.Contains(r.exits, executor) })
+	r.wait("the end of "+executor, func() bool { _, ended := r.exits[executor]; return ended })
+}
+
+// status tells how the process of an executor that is gone ended.
+func (r *rig) status(executor string) syscall.WaitStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.exits[executor]
 }
 
 // log reads the frames of a task's log as the framework does, up to size.
