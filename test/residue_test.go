@@ -168,6 +168,24 @@ func processes(t *testing.T) string {
 	return all.String()
 }
 
+// processesBelow lists the command lines of the processes that run in a directory.
+func processesBelow(t *testing.T, dir string) []string {
+	t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/cwd")
+	require.NoError(t, err)
+	var found []string
+	for _, link := range links {
+		cwd, err := os.Readlink(link)
+		if err != nil || !strings.HasPrefix(cwd, dir+"/") {
+			continue
+		}
+		if command, err := os.ReadFile(filepath.Join(filepath.Dir(link), "cmdline")); err == nil {
+			found = append(found, strings.ReplaceAll(string(command), "\x00", " "))
+		}
+	}
+	return found
+}
+
 // filesOf lists the files in a directory, at any depth.
 func filesOf(t *testing.T, dir string) []string {
 	t.Helper()

@@ -225,6 +225,9 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 	taken := map[string]string{} // image → file
 	for _, file := range files {
 		given, err := in.input(ctx, file)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		if err != nil {
 			problems = append(problems, err)
 			continue

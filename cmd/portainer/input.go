@@ -98,7 +98,7 @@ func (in *inputs) ofDockerfile(ctx context.Context, arg, dir, remote string) (in
 		return input{name: arg, remote: arg}, nil
 	}
 	name := dockerfilePath(arg)
-	source, err := os.ReadFile(name)
+	source, err := unlessDone(ctx, func() ([]byte, error) { return os.ReadFile(name) })
 	if err != nil {
 		if onPath := (*fs.PathError)(nil); errors.As(err, &onPath) {
 			err = onPath.Err
@@ -151,33 +151,42 @@ type stdinContent struct {
 	archive *portainer.TarBundler
 }
 
-// readStdin reads standard input. It returns early when ctx is done: a read of a
-// terminal or a pipe cannot be broken off, and ends with the process.
+// readStdin reads standard input.
 func (in *inputs) readStdin(ctx context.Context) (stdinContent, error) {
-	type result struct {
-		stdinContent
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		var r result
+	return unlessDone(ctx, func() (got stdinContent, err error) {
 		stream := bufio.NewReaderSize(in.stdin, 64<<10)
 		head, err := stream.Peek(maxHead)
 		switch {
 		case err != nil && !errors.Is(err, io.EOF):
-			r.err = err
+			return got, err
 		case portainer.IsTar(head):
-			r.archive, r.err = portainer.ReadTar(ctx, stream, in.limit)
+			got.archive, err = portainer.ReadTar(ctx, stream, in.limit)
 		default:
-			r.text, r.err = io.ReadAll(io.LimitReader(stream, maxText))
+			got.text, err = io.ReadAll(io.LimitReader(stream, maxText))
 		}
+		return got, err
+	})
+}
+
+// unlessDone returns what read does, or early when ctx is done: a read of a terminal or
+// a pipe cannot be broken off, and ends with the process.
+func unlessDone[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		r.value, r.err = read()
 		done <- r
 	}()
 	select {
 	case r := <-done:
-		return r.stdinContent, r.err
+		return r.value, r.err
 	case <-ctx.Done():
-		return stdinContent{}, context.Cause(ctx)
+		var nothing T
+		return nothing, context.Cause(ctx)
 	}
 }
 
