@@ -431,7 +431,11 @@ func TestReach(t *testing.T) {
 		require.Empty(t, r.agents)
 		require.Equal(t, 1, bytes.Count(said.Bytes(), []byte("level=WARN")))
 		require.Equal(t, 1, bytes.Count(said.Bytes(), []byte("can be reached again")))
-		pass(time.Second)
+		for range awayFailures {
+			pass(failureAge + time.Second)
+			r.failed("a", time.Now(), why)
+		}
+		require.NoError(t, r.away("a"), "not in a row either")
 		r.failed("a", time.Now().Add(-awayAfter), why)
 		require.ErrorIs(t, r.away("a"), why)
 	})

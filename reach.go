@@ -8,10 +8,11 @@ import (
 
 const (
 	// An agent counts as one that cannot be reached when so many readings in a row
-	// have failed, or one, if it took that long: then it is a timeout, which has
-	// seen many packets lost.
+	// have failed, with no longer between them than failureAge, or one, if it took
+	// that long: then it is a timeout, which has seen many packets lost.
 	awayFailures = 3
 	awayAfter    = 4 * time.Second
+	failureAge   = 30 * time.Second
 
 	// probeMin is how soon after that it is tried again, and probeMax how often in
 	// the end.
@@ -30,8 +31,8 @@ type reach struct {
 
 // outOfReach is what is known of an agent whose files could not be read at last.
 type outOfReach struct {
-	failures int
-	since    time.Time
+	failures int       // in a row
+	last     time.Time // when the last of them was
 	why      error
 	away     bool
 	probe    time.Time // when to try again, if away
@@ -58,13 +59,16 @@ func (r *reach) failed(agent string, began time.Time, why error) {
 	defer r.mu.Unlock()
 	a := r.agents[agent]
 	if a == nil {
-		a = &outOfReach{since: began, pause: probeMin}
+		a = &outOfReach{pause: probeMin}
 		r.agents[agent] = a
 	}
-	a.failures++
-	a.why = why
 	now := time.Now()
-	if !a.away && (a.failures >= awayFailures || now.Sub(a.since) >= awayAfter) {
+	if began.Sub(a.last) > failureAge {
+		a.failures = 0
+	}
+	a.failures++
+	a.last, a.why = now, why
+	if !a.away && (a.failures >= awayFailures || now.Sub(began) >= awayAfter) {
 		a.away, a.probe = true, now.Add(a.pause)
 		r.log.Warn("agent cannot be reached at its URL; logs come over the master", "agent", agent, "err", why)
 	}

@@ -1,6 +1,7 @@
 package agentrun_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/org/portainer"
 	"github.com/org/portainer/internal/testmesos"
+	"github.com/org/portainer/internal/wire"
 )
 
 // A listener is a portainer.LogSink that remembers.
@@ -115,7 +117,7 @@ func (s *site) run(t testing.TB, log portainer.LogSink, stateDir string) (f *por
 		Master: s.cluster.Master(), Registry: "registry:5000",
 		// The race detector would wait a second at the end of each executor.
 		ExecutorCommand: "env GORACE=atexit_sleep_ms=0 " + executorVariable + "=1 " + self,
-		Logs: log, StateDir: stateDir, Resources: portainer.Resources{CPUs: 0.5, MemMB: 128},
+		Logs:            log, StateDir: stateDir, Resources: portainer.Resources{CPUs: 0.5, MemMB: 128},
 	})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -266,30 +268,55 @@ func TestKillOverTheMaster(t *testing.T) {
 	s.empty(t)
 }
 
-// BenchmarkLog tells how fast a log comes from the agent's files, and over the master.
+// BenchmarkLog tells how fast a log that is there comes from the agent's files, and over
+// the master.
 func BenchmarkLog(b *testing.B) {
-	const lines = 300_000
+	const lines = 500_000
 	for _, over := range []string{"files", "master"} {
 		b.Run("over="+over, func(b *testing.B) {
 			s := newSite(b)
 			if over == "master" {
 				s.agent.RefuseFiles(-1)
 			}
+			size := int64(0)
 			for b.Loop() {
 				b.StopTimer()
-				log := newListener()
-				f, stop := s.run(b, log, "")
-				build := begin(b.Context(), f, fmt.Sprintf("wait go\nsay %d", lines))
-				log.wait(b, "the executor", func() bool { return len(log.told) > 1 })
+				log, written := newListener(), make(chan struct{})
+				f, stop := s.run(b, portainer.LogSinkFunc(func(ctx context.Context, ev portainer.Event) {
+					if ev.Kind == portainer.EventInfo {
+						<-written
+					}
+					log.HandleEvent(ctx, ev)
+				}), "")
+				build := begin(b.Context(), f, fmt.Sprintf("say %d", lines))
+				size = s.awaitLog(b, lines)
 				b.StartTimer()
-				s.proceed(b, "go")
+				close(written)
 				build.succeeds(b)
 				b.StopTimer()
 				log.requireWhole(b, lines)
 				stop(nil)
+				s.empty(b)
 				b.StartTimer()
 			}
-			b.SetBytes(lines * int64(len("o 1700000000000 1 11\nline 123456\n")))
+			b.SetBytes(size)
 		})
 	}
+}
+
+// awaitLog waits until the one executor has written so many lines, and returns how
+// long its log is.
+func (s *site) awaitLog(b *testing.B, lines int) int64 {
+	b.Helper()
+	last := []byte(fmt.Sprintf("\nline %d\n", lines-1))
+	var size int64
+	require.Eventually(b, func() bool {
+		for _, e := range s.agent.Executors() {
+			data, err := os.ReadFile(filepath.Join(e.Sandbox, wire.LogFile))
+			size = int64(len(data))
+			return err == nil && bytes.Contains(data, last)
+		}
+		return false
+	}, time.Minute, 50*time.Millisecond)
+	return size
 }
