@@ -15,7 +15,7 @@ import (
 // has the executor send its log over the master. It belongs to one goroutine, which
 // closes it.
 type logRoute struct {
-	files    logReader
+	files    logReader // safe for concurrent use
 	executor *executorLog
 	reach    *reach
 	say      func(ctx context.Context, text string) // to whoever sees the log
@@ -34,15 +34,12 @@ func (r *logRoute) read(ctx context.Context, s *logSource, offset int64) ([]byte
 	if s.ended {
 		return r.files.read(ctx, s, offset)
 	}
-	if r.reach.away(s.agentURL) == nil {
+	why := r.reach.away(s.agentURL)
+	if why == nil {
 		data, size, err := r.fromFiles(ctx, s, offset)
-		if err == nil || r.reach.away(s.agentURL) == nil {
+		if why = r.reach.away(s.agentURL); err == nil || why == nil {
 			return data, size, err
 		}
-	}
-	why := r.reach.away(s.agentURL)
-	if why == nil { // another build has just read from the agent
-		return r.fromFiles(ctx, s, offset)
 	}
 	if !r.said {
 		r.said = true
@@ -50,11 +47,7 @@ func (r *logRoute) read(ctx context.Context, s *logSource, offset int64) ([]byte
 	}
 	r.probe(ctx, s, offset)
 	r.left = false
-	data, size, err := r.executor.read(ctx, s, offset)
-	if err != nil {
-		return nil, 0, fmt.Errorf("%w; nor over the master: %w", why, err)
-	}
-	return data, size, nil
+	return r.executor.read(ctx, s, offset)
 }
 
 // fromFiles reads from the agent, and notes whether that is possible.

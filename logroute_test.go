@@ -53,8 +53,7 @@ type relayedReader struct {
 // newRelayedReader has an executor that answers, in a synctest bubble.
 func newRelayedReader(t *testing.T, reach *reach) *relayedReader {
 	r := &relayedReader{reader: newReader(t)}
-	var executor *executorLog
-	executor = newExecutorLog(func(_ *logSource, ask logrelay.Ask) {
+	executor := newExecutorLog(func(_ *logSource, ask logrelay.Ask) {
 		r.mu.Lock()
 		r.asks = append(r.asks, ask)
 		r.mu.Unlock()

@@ -8,14 +8,15 @@ import (
 	"github.com/org/portainer/internal/schedapi"
 )
 
-// A logReader reads the logs of attempts. It belongs to one goroutine.
+// A logReader reads the logs of attempts.
 type logReader interface {
 	// read returns what follows in the log of s from offset on, some of it, and how
 	// long the log is at that moment. At its end data is empty.
 	read(ctx context.Context, s *logSource, offset int64) (data []byte, size int64, err error)
 }
 
-// agentFiles reads logs in the sandboxes, from the agents.
+// agentFiles reads logs in the sandboxes, from the agents. It is safe for concurrent
+// use.
 type agentFiles struct{ files *schedapi.Files }
 
 func (a agentFiles) read(ctx context.Context, s *logSource, offset int64) ([]byte, int64, error) {
@@ -23,7 +24,7 @@ func (a agentFiles) read(ctx context.Context, s *logSource, offset int64) ([]byt
 }
 
 // executorLog asks executors for their logs. Its read does not wait for an answer:
-// the error is then logrelay.ErrAwaited.
+// the error is then logrelay.ErrAwaited. What asks belongs to one goroutine.
 type executorLog struct {
 	reader *logrelay.Reader
 	tell   func(s *logSource, ask logrelay.Ask) // may lose it
@@ -60,8 +61,8 @@ func (e *executorLog) of(s *logSource) {
 	}
 }
 
-// handle takes the answer of a task's executor. Unlike the other methods it may be
-// called from any goroutine, as awaits.
+// handle takes the answer of a task's executor. Any goroutine may call it, as it may
+// awaits.
 func (e *executorLog) handle(task string, c logrelay.Chunk) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
