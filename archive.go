@@ -24,7 +24,7 @@ type TarBundler struct {
 var _ ContextBundler = (*TarBundler)(nil)
 
 // ReadTar reads a tar archive from r to its end: plain, or compressed with gzip, zstd
-// or bzip2. It keeps it in a temporary file, in as much memory whatever the size. Its
+// or bzip2. It keeps it in a temporary file, so that memory does not grow with it. Its
 // files may have limit bytes in all; 0 means no limit. The caller closes the bundler.
 //
 // The error wraps ErrInvalid for what is no tar, or has in it what no build context

@@ -29,17 +29,17 @@ const (
 	ClassContext   Class = "context"   // a base image needs the build context, which was not sent
 )
 
-// Retriable reports whether another attempt on another agent can help, whatever the
-// phase.
-func (c Class) Retriable() bool {
-	return c == ClassLost || c == ClassLaunch || c == ClassPreempted
-}
-
 // Retriable reports whether another attempt on another agent can help. Besides its
 // class it may be the phase that says so: a build that ran out of disk will do so
 // elsewhere, but an agent that had too little to begin with says nothing of others.
 func (e *BuildError) Retriable() bool {
-	return e.Class.Retriable() || e.Class == ClassDisk && e.Phase == PhaseLaunch
+	switch e.Class {
+	case ClassLost, ClassLaunch, ClassPreempted:
+		return true
+	case ClassDisk:
+		return e.Phase == PhaseLaunch
+	}
+	return false
 }
 
 // sentinel is the error that e wraps.

@@ -55,15 +55,17 @@ func TestBuildErrorSentinels(t *testing.T) {
 	}
 }
 
-func TestClassRetriable(t *testing.T) {
+func TestBuildErrorRetriable(t *testing.T) {
 	for class, want := range map[portainer.Class]bool{
 		portainer.ClassLost: true, portainer.ClassLaunch: true, portainer.ClassPreempted: true,
 		portainer.ClassUser: false, portainer.ClassInvalid: false, portainer.ClassAuth: false, portainer.ClassRegistry: false,
 		portainer.ClassOOM: false, portainer.ClassDisk: false, portainer.ClassTimeout: false, portainer.ClassStaging: false, portainer.ClassContext: false,
 		portainer.ClassCancelled: false, "of a later release": false,
 	} {
-		require.Equal(t, want, class.Retriable(), class)
+		err := &portainer.BuildError{Class: class, Phase: portainer.PhaseBuild}
+		require.Equal(t, want, err.Retriable(), class)
 	}
+	require.True(t, (&portainer.BuildError{Class: portainer.ClassDisk, Phase: portainer.PhaseLaunch}).Retriable())
 }
 
 func TestBuildErrorMessage(t *testing.T) {
