@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,30 +109,12 @@ func (s *Store) sweep(ctx context.Context, age time.Duration, drop func(Object) 
 		}
 		notes = append(notes, st.notes[strings.TrimPrefix(o.Key, ContextPrefix)]...)
 	}
-	doomed := map[string]bool{}
+	var packs []string
 	if !uploading {
 		if err := s.readPacks(ctx, st); err != nil {
 			return err
 		}
-		for key, o := range st.packs {
-			doomed[key] = age <= 0 || time.Since(o.ModTime) >= age
-		}
-		for _, key := range objects {
-			for _, p := range st.needs[key] {
-				doomed[p.key()] = true
-			}
-		}
-		for _, o := range kept {
-			for _, p := range st.needs[o.Key] {
-				doomed[p.key()] = false
-			}
-		}
-	}
-	var packs []string
-	for key, yes := range doomed {
-		if yes {
-			packs = append(packs, key)
-		}
+		packs = st.unneeded(objects, kept, age)
 	}
 	for _, keys := range [][]string{objects, notes, packs} {
 		if err := s.removeAll(ctx, keys); err != nil {
@@ -138,6 +122,27 @@ func (s *Store) sweep(ctx context.Context, age time.Duration, drop func(Object) 
 		}
 	}
 	return nil
+}
+
+// unneeded are the packs that only removed contexts need or, once they have that age,
+// that none needs at all.
+func (st *state) unneeded(removed []string, kept []Object, age time.Duration) []string {
+	doomed := map[string]bool{}
+	for key, o := range st.packs {
+		doomed[key] = age <= 0 || time.Since(o.ModTime) >= age
+	}
+	for _, key := range removed {
+		for _, p := range st.needs[key] {
+			doomed[p.key()] = true
+		}
+	}
+	for _, o := range kept {
+		for _, p := range st.needs[o.Key] {
+			doomed[p.key()] = false
+		}
+	}
+	maps.DeleteFunc(doomed, func(_ string, yes bool) bool { return !yes })
+	return slices.Collect(maps.Keys(doomed))
 }
 
 func (s *Store) removeAll(ctx context.Context, keys []string) error {

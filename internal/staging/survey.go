@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,8 +79,36 @@ func (u *usage) note(used, expires time.Time) {
 	}
 }
 
+// survey finds out what is there, but for what contexts need.
 func (s *Store) survey(ctx context.Context) (*state, error) {
 	st := &state{notes: map[string][]string{}, packs: map[string]*blob.ListObject{}, needs: map[string][]packRef{}}
+	usages, err := s.surveyNotes(ctx, st)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.surveyContexts(ctx, st, usages); err != nil {
+		return nil, err
+	}
+	for prefix, ttl := range map[string]time.Duration{ExecutorPrefix: executorTTL, OutputPrefix: outputTTL} {
+		err := s.list(ctx, prefix, func(o *blob.ListObject) error {
+			st.objects = append(st.objects, Object{Key: o.Key, Size: o.Size, Staged: o.ModTime, Used: o.ModTime, Expires: o.ModTime.Add(ttl)})
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(st.objects, func(a, b Object) int { return strings.Compare(a.Key, b.Key) })
+	err = s.list(ctx, PackPrefix, func(o *blob.ListObject) error {
+		st.packs[o.Key] = o
+		return nil
+	})
+	return st, err
+}
+
+// surveyNotes reads the leases and the wishes to keep, and tells what they say of each
+// digest.
+func (s *Store) surveyNotes(ctx context.Context, st *state) (map[string]*usage, error) {
 	usages := map[string]*usage{}
 	usageOf := func(key, prefix string) *usage {
 		digest := path.Dir(strings.TrimPrefix(key, prefix))
@@ -109,10 +138,13 @@ func (s *Store) survey(ctx context.Context) (*state, error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	err = s.list(ctx, ContextPrefix, func(o *blob.ListObject) error {
+	return usages, err
+}
+
+// surveyContexts finds the contexts, of which usages tells, and those that are only
+// spoken of there.
+func (s *Store) surveyContexts(ctx context.Context, st *state, usages map[string]*usage) error {
+	err := s.list(ctx, ContextPrefix, func(o *blob.ListObject) error {
 		digest := strings.TrimPrefix(o.Key, ContextPrefix)
 		c := Object{Key: o.Key, Digest: "sha256:" + digest, Size: o.Size, Staged: o.ModTime, Used: o.ModTime}
 		if u := usages[digest]; u != nil {
@@ -124,7 +156,7 @@ func (s *Store) survey(ctx context.Context) (*state, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for digest, u := range usages {
 		switch {
@@ -136,25 +168,7 @@ func (s *Store) survey(ctx context.Context) (*state, error) {
 			st.stale = append(st.stale, st.notes[digest]...)
 		}
 	}
-	err = s.list(ctx, ExecutorPrefix, func(o *blob.ListObject) error {
-		st.objects = append(st.objects, Object{Key: o.Key, Size: o.Size, Staged: o.ModTime, Used: o.ModTime, Expires: o.ModTime.Add(executorTTL)})
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = s.list(ctx, OutputPrefix, func(o *blob.ListObject) error {
-		st.objects = append(st.objects, Object{Key: o.Key, Size: o.Size, Staged: o.ModTime, Used: o.ModTime, Expires: o.ModTime.Add(outputTTL)})
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = s.list(ctx, PackPrefix, func(o *blob.ListObject) error {
-		st.packs[o.Key] = o
-		return nil
-	})
-	return st, err
+	return nil
 }
 
 // readPacks fills st.needs.
