@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -188,43 +187,15 @@ func (b *buildCommand) build(ctx context.Context, files []string) error {
 
 // jobs reads the Dockerfiles and makes a job of each. Every bad one is reported.
 func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]*job, error) {
-	outputs, err := b.outputs.list(len(files))
+	common, err := b.common(len(files))
 	if err != nil {
 		return nil, err
-	}
-	args, err := b.buildArgs()
-	if err != nil {
-		return nil, err
-	}
-	labels, err := pairs("label", b.labels)
-	if err != nil {
-		return nil, err
-	}
-	options, err := b.options.options()
-	if err != nil {
-		return nil, err
-	}
-	secrets, err := b.buildSecrets(b.secretFlags)
-	if err != nil {
-		return nil, err
-	}
-	agents, err := b.sshAgents(b.sshFlags)
-	if err != nil {
-		return nil, err
-	}
-	var constraints []portainer.Constraint
-	for _, text := range b.constraints {
-		c, err := portainer.ParseConstraint(text)
-		if err != nil {
-			return nil, usagef("--constraint: %w", err)
-		}
-		constraints = append(constraints, c)
 	}
 	var jobs []*job
 	var problems []error
 	taken := map[string]string{} // image → file
 	for _, file := range files {
-		given, err := in.input(ctx, file)
+		j, err := b.job(ctx, in, file, common, taken)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -232,34 +203,7 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 			problems = append(problems, err)
 			continue
 		}
-		file = given.name
-		req, err := b.request(given, outputs)
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		req.Args, req.Labels, req.Constraints, req.Options, req.Secrets, req.SSH = args, labels, constraints, options, secrets, agents
-		if err := b.settings.engine.Check(req); err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		name := strings.TrimPrefix(req.Registry+"/"+req.Repository, "/")
-		if req.Repository == "" {
-			name = ""
-		}
-		if other, twice := taken[name]; twice && req.Pushes() {
-			problems = append(problems, usagef("%s and %s would both be pushed to %s: give them different repositories", other, file, name))
-			continue
-		}
-		taken[name] = file
-		jobs = append(jobs, &job{file: file, image: name, build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
-			if req.Pushes() {
-				if err := b.checkPush(ctx, req); err != nil {
-					return nil, err
-				}
-			}
-			return f.Build(ctx, req)
-		}})
+		jobs = append(jobs, j)
 	}
 	if len(problems) > 0 {
 		return nil, &usageError{errors.Join(problems...)}
@@ -267,35 +211,91 @@ func (b *buildCommand) jobs(ctx context.Context, in *inputs, files []string) ([]
 	return jobs, nil
 }
 
-// request makes the request of one Dockerfile. What a flag says explicitly wins
-// over the Dockerfile's metadata, and that over the environment.
-func (b *buildCommand) request(in input, outputs []portainer.Output) (portainer.Request, error) {
+// common is what the flags say of each of so many Dockerfiles alike.
+func (b *buildCommand) common(files int) (req portainer.Request, err error) {
+	req = portainer.Request{
+		Tags:     b.tags,
+		From:     b.from,
+		Insecure: b.insecure,
+		Target:   b.target,
+		Network:  b.network,
+		AddHosts: b.addHosts,
+		NoCache:  b.noCache,
+		Pull:     b.pull,
+	}
+	if req.Outputs, err = b.outputs.list(files); err != nil {
+		return req, err
+	}
+	if req.Args, err = b.buildArgs(); err != nil {
+		return req, err
+	}
+	if req.Labels, err = pairs("label", b.labels); err != nil {
+		return req, err
+	}
+	if req.Options, err = b.options.options(); err != nil {
+		return req, err
+	}
+	if req.Secrets, err = b.buildSecrets(b.secretFlags); err != nil {
+		return req, err
+	}
+	if req.SSH, err = b.sshAgents(b.sshFlags); err != nil {
+		return req, err
+	}
+	for _, text := range b.constraints {
+		c, err := portainer.ParseConstraint(text)
+		if err != nil {
+			return req, usagef("--constraint: %w", err)
+		}
+		req.Constraints = append(req.Constraints, c)
+	}
+	return req, nil
+}
+
+// job makes the job of one argument, and notes in taken which file its image is of.
+func (b *buildCommand) job(ctx context.Context, in *inputs, arg string, common portainer.Request, taken map[string]string) (*job, error) {
+	given, err := in.input(ctx, arg)
+	if err != nil {
+		return nil, err
+	}
+	req, err := b.request(common, given)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.settings.engine.Check(req); err != nil {
+		return nil, err
+	}
+	name := ""
+	if req.Repository != "" {
+		name = strings.TrimPrefix(req.Registry+"/"+req.Repository, "/")
+	}
+	if other, twice := taken[name]; twice && req.Pushes() {
+		return nil, usagef("%s and %s would both be pushed to %s: give them different repositories", other, given.name, name)
+	}
+	taken[name] = given.name
+	return &job{file: given.name, image: name, build: func(ctx context.Context, f *portainer.Framework) (*portainer.Result, error) {
+		if req.Pushes() {
+			if err := b.checkPush(ctx, req); err != nil {
+				return nil, err
+			}
+		}
+		return f.Build(ctx, req)
+	}}, nil
+}
+
+// request adds to req what one Dockerfile says. What a flag says explicitly wins over
+// the Dockerfile's metadata, and that over the environment.
+func (b *buildCommand) request(req portainer.Request, in input) (portainer.Request, error) {
 	var meta dockerfile.Metadata
 	if in.source != nil {
 		parsed, err := dockerfile.Parse(in.name, in.source)
 		if err != nil {
-			return portainer.Request{}, err
+			return req, err
 		}
 		meta = parsed.Metadata()
 	}
-	req := portainer.Request{
-		Registry:   b.text("to", b.to, meta.Registry),
-		Repository: b.text("repository", b.repository, meta.Repository),
-		Tags:       slices.Clone(b.tags),
-		Dir:        in.dir,
-		Dockerfile: in.dockerfile,
-		Source:     in.source,
-		Bundler:    in.bundler,
-		Remote:     in.remote,
-		From:       b.from,
-		Insecure:   b.insecure,
-		Target:     b.target,
-		Network:    b.network,
-		AddHosts:   slices.Clone(b.addHosts),
-		NoCache:    b.noCache,
-		Pull:       b.pull,
-		Outputs:    outputs,
-	}
+	req.Registry = b.text("to", b.to, meta.Registry)
+	req.Repository = b.text("repository", b.repository, meta.Repository)
+	req.Dir, req.Dockerfile, req.Source, req.Bundler, req.Remote = in.dir, in.dockerfile, in.source, in.bundler, in.remote
 	if b.explicit("build-cpu") || meta.CPUs == 0 {
 		req.Resources.CPUs = b.cpus
 	}

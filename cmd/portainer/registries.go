@@ -38,19 +38,9 @@ func (f *registryFlags) addFlags(flags *pflag.FlagSet) {
 }
 
 // registries are what the flags say, and, of registries that they say nothing of
-// certificates of, what docker's own directories have. Of those, one that cannot be
-// read is passed over: most likely the build has nothing to do with it, and else its
-// registry says so.
+// certificates of, what docker's own directories have.
 func (f *registryFlags) registries(g *globals) ([]portainer.Registry, error) {
-	var all []portainer.Registry
-	entry := func(host string) *portainer.Registry {
-		i := slices.IndexFunc(all, func(r portainer.Registry) bool { return r.Host == host })
-		if i < 0 {
-			all = append(all, portainer.Registry{Host: host})
-			i = len(all) - 1
-		}
-		return &all[i]
-	}
+	var all registryList
 	for _, flag := range f.cas {
 		host, file, ok := strings.Cut(flag, "=")
 		if !ok || host == "" || file == "" {
@@ -60,7 +50,7 @@ func (f *registryFlags) registries(g *globals) ([]portainer.Registry, error) {
 		if err != nil {
 			return nil, usagef("--registry-ca: %w", err)
 		}
-		r := entry(host)
+		r := all.entry(host)
 		r.CA = append(r.CA, pem...)
 	}
 	for _, flag := range f.certs {
@@ -69,7 +59,7 @@ func (f *registryFlags) registries(g *globals) ([]portainer.Registry, error) {
 		if !ok || host == "" || certFile == "" || keyFile == "" {
 			return nil, usagef("--registry-cert takes HOST=CERTFILE,KEYFILE, not %q", flag)
 		}
-		r := entry(host)
+		r := all.entry(host)
 		if len(r.ClientCert) > 0 {
 			return nil, usagef("--registry-cert: there are two for %s", host)
 		}
@@ -86,12 +76,33 @@ func (f *registryFlags) registries(g *globals) ([]portainer.Registry, error) {
 		if !ok || host == "" || mirror == "" {
 			return nil, usagef("--registry-mirror takes HOST=MIRROR[/PATH], not %q", flag)
 		}
-		r := entry(host)
+		r := all.entry(host)
 		r.Mirrors = append(r.Mirrors, mirror)
 	}
 	for _, host := range f.insecure {
-		entry(host).Insecure = true
+		all.entry(host).Insecure = true
 	}
+	all.addDockers(g)
+	return all, nil
+}
+
+// A registryList has one entry for each host.
+type registryList []portainer.Registry
+
+// entry returns that of host, valid until another is made.
+func (l *registryList) entry(host string) *portainer.Registry {
+	i := slices.IndexFunc(*l, func(r portainer.Registry) bool { return r.Host == host })
+	if i < 0 {
+		*l = append(*l, portainer.Registry{Host: host})
+		i = len(*l) - 1
+	}
+	return &(*l)[i]
+}
+
+// addDockers adds what docker's directories have of registries without certificates. One
+// that cannot be read is passed over: most likely the build has nothing to do with it,
+// and else its registry says so.
+func (l *registryList) addDockers(g *globals) {
 	dirs := g.certificateDirs()
 	hosts, err := registryauth.CertHosts(dirs)
 	if err != nil {
@@ -106,10 +117,9 @@ func (f *registryFlags) registries(g *globals) ([]portainer.Registry, error) {
 		if len(certs.CA)+len(certs.ClientCert) == 0 {
 			continue
 		}
-		r := entry(host)
+		r := l.entry(host)
 		if len(r.CA)+len(r.ClientCert) == 0 {
 			r.CA, r.ClientCert, r.ClientKey = certs.CA, certs.ClientCert, certs.ClientKey
 		}
 	}
-	return all, nil
 }

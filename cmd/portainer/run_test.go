@@ -233,7 +233,7 @@ func TestPrecedence(t *testing.T) {
 		b.explicit = cmd.Flags().Changed
 		in, err := (&inputs{}).input(t.Context(), cmd.Flags().Arg(0))
 		require.NoError(t, err)
-		req, err := b.request(in, nil)
+		req, err := b.request(portainer.Request{}, in)
 		require.NoError(t, err)
 		return req
 	}
