@@ -24,6 +24,7 @@ import (
 //	launches/s   builds launched a second, from the first to the last
 //	match-ms     longest time in the matcher for one batch of offers
 //	B/build      growth of the heap for a queued build
+//	offers-held  that are with the framework when it has nothing to build
 func BenchmarkScale(b *testing.B) {
 	for b.Loop() {
 		scale(b, 1000, 10000)
@@ -100,8 +101,10 @@ func scale(b *testing.B, agents, builds int) {
 	for range builds {
 		require.NoError(b, <-errs)
 	}
+	held := c.RescindOffers()
 	stop()
 	<-ended
+	b.ReportMetric(float64(held), "offers-held")
 	b.ReportMetric(float64(launched.Load()-1)/time.Duration(last.Load()-first.Load()).Seconds(), "launches/s")
 	b.ReportMetric(float64(slowest.Load())/1e6, "match-ms")
 	b.ReportMetric(max(0, float64(after.HeapAlloc)-float64(before.HeapAlloc))/float64(builds), "B/build")

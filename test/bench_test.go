@@ -3,6 +3,7 @@ package test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,10 +76,10 @@ func BenchmarkSubmitToLaunch(b *testing.B) {
 	b.ReportMetric(float64(mean)/float64(allocationInterval), "of-allocation-interval")
 }
 
-// benchCluster starts "portainer local".
-func benchCluster(b *testing.B) *cluster {
+// benchCluster starts "portainer local" with args.
+func benchCluster(b *testing.B, args ...string) *cluster {
 	b.Helper()
-	cmd := exec.Command(program, "local")
+	cmd := exec.Command(program, append([]string{"local"}, args...)...)
 	stdout := &lockedBuffer{}
 	cmd.Stdout, cmd.Stderr = stdout, os.Stderr
 	require.NoError(b, cmd.Start())
@@ -98,6 +99,41 @@ func benchCluster(b *testing.B) *cluster {
 	}
 	line, _, _ := strings.Cut(stdout.String(), "\n")
 	return &cluster{master: strings.TrimPrefix(line, "master=")}
+}
+
+// BenchmarkAgents builds as many images as several agents build one after the other, on
+// all of them at once and on one: how near the gain comes to the number of agents. The
+// steps sleep, because the agents are one machine.
+func BenchmarkAgents(b *testing.B) {
+	const agents, rounds, sleep = 4, 2, "10"
+	tools, err := dockertest.Tools(b.Context())
+	require.NoError(b, err)
+	b.Setenv("PATH", tools+":"+os.Getenv("PATH"))
+	run := func(n int) time.Duration {
+		local := benchCluster(b, "--agents", strconv.Itoa(n), "--resources", "cpus:1.5;mem:4096;disk:16384")
+		args := []string{
+			"build", "--mesos-master", local.master, "--staging-uri", "file://" + b.TempDir(), "--to", registry,
+			"--engine", "buildkitd", "--build-cpu", "1", "--no-cache", "--queue-timeout", "5m",
+		}
+		for i := range agents * rounds {
+			file := filepath.Join(b.TempDir(), "Dockerfile")
+			text := fmt.Sprintf("# portainer: repository=bench/agents-%d\nFROM %s/busybox\nRUN sleep %s\n", i, registry, sleep)
+			require.NoError(b, os.WriteFile(file, []byte(text), 0o644))
+			args = append(args, file)
+		}
+		began := time.Now()
+		out, err := exec.CommandContext(b.Context(), program, args...).CombinedOutput()
+		require.NoError(b, err, "%s", out)
+		return time.Since(began)
+	}
+	var alone, together time.Duration
+	for b.Loop() {
+		alone += run(1)
+		together += run(agents)
+	}
+	b.ReportMetric(alone.Seconds()/float64(b.N), "s/alone")
+	b.ReportMetric(together.Seconds()/float64(b.N), "s/together")
+	b.ReportMetric(float64(alone)/float64(together)/agents, "of-agents")
 }
 
 // BenchmarkDockerdReady is the time from starting a dockerd to a usable engine,
