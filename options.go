@@ -58,16 +58,20 @@ type Options struct {
 	Squash bool
 }
 
-// Check tells, in an error that wraps ErrInvalid, what req asks for that none of the
-// builders can do that e may have, and which builders can. Framework.Build does so
-// too, before it sends anything. What an agent alone can know, such as whether its
-// daemon is in experimental mode, shows when the build is there.
+// Check tells, in an error that wraps ErrInvalid, what req, or the metadata of its
+// Dockerfile, asks for that none of the builders can do that e may have, and which
+// builders can. Framework.Build does so too, before it sends anything. What an agent
+// alone can know, such as whether its daemon is in experimental mode, shows when the
+// build is there.
 func (e Engine) Check(req Request) error {
 	if err := locate(&req); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	_, err := namedContexts(req.Options.BuildContexts)
 	if err := errors.Join(err, checkFrom(&req, req.From)); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if _, err := parse(&req); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	err = able(&wire.Task{

@@ -105,16 +105,7 @@ func readDockerfile(req *Request) (*dockerfile.File, error) {
 	if req.Options.BuildContexts, err = namedContexts(req.Options.BuildContexts); err != nil {
 		return nil, err
 	}
-	file, err := parse(req)
-	if err != nil {
-		return nil, err
-	}
-	req.Target = cmp.Or(req.Target, file.Metadata().Target)
-	if len(req.Options.Platforms) == 0 {
-		req.Options.Platforms = slices.Clone(file.Metadata().Platforms)
-	}
-	_, err = file.Target(req.Target)
-	return file, err
+	return parse(req)
 }
 
 // plan notes in spec what the build needs of the cluster, and what becomes of its image.
@@ -176,16 +167,25 @@ func (f *Framework) render(spec *buildSpec, req *Request, file *dockerfile.File)
 	return nil
 }
 
-// parse reads the text of the Dockerfile, if it is here.
+// parse reads the text of the Dockerfile, if it is here, and writes into req which options
+// its metadata has where req is silent.
 func parse(req *Request) (*dockerfile.File, error) {
 	if elsewhere(req) {
 		return dockerfile.Unknown(req.Dockerfile), nil
 	}
 	file, err := dockerfile.Parse(req.Dockerfile, req.Source)
+	if err == nil {
+		file, err = file.With(dockerfileOptions(*req))
+	}
 	if err != nil {
 		return nil, err
 	}
-	return file.With(dockerfileOptions(*req))
+	req.Target = cmp.Or(req.Target, file.Metadata().Target)
+	if len(req.Options.Platforms) == 0 {
+		req.Options.Platforms = slices.Clone(file.Metadata().Platforms)
+	}
+	_, err = file.Target(req.Target)
+	return file, err
 }
 
 // dockerfileOptions are what a request says about its Dockerfile. The names of

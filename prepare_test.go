@@ -212,6 +212,9 @@ func TestPrepareRefusesWhatNoEngineCan(t *testing.T) {
 	_, err := f.cfg.Staging.List(nil).Next(t.Context())
 	require.ErrorIs(t, err, io.EOF)
 	require.NoError(t, Engine{}.Check(Request{Dir: dir, Options: Options{Provenance: "min"}}))
+	two := []byte("# portainer: platform=linux/amd64,linux/arm64\nFROM scratch\n")
+	require.ErrorContains(t, Engine{Kind: "dockerd"}.Check(Request{Source: two}), "engine dockerd cannot do this: several platforms")
+	require.NoError(t, Engine{Kind: "dockerd"}.Check(Request{Source: two, Options: Options{Platforms: []string{"linux/amd64"}}}))
 	require.ErrorIs(t, Engine{}.Check(Request{}), ErrInvalid)
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -162,17 +163,34 @@ func TestNoEngineCan(t *testing.T) {
 		{[]string{"--compression", "xz"}, []string{file, "compression", "xz"}},
 		{[]string{"--network", "bridge"}, []string{file, "network", "bridge"}},
 	} {
-		args := append([]string{"build", "--to", "r.example", "--staging-uri", staging}, tt.args...)
-		got := portainerWith(t, nil, append(args, file)...)
-		require.Equal(t, exitUsage, got.code, got.stderr)
-		require.Empty(t, got.stdout)
-		for _, part := range tt.want {
-			require.Contains(t, got.stderr, part)
-		}
-		left, err := os.ReadDir(staging)
-		require.NoError(t, err)
-		require.Empty(t, left)
+		refused(t, staging, file, tt.args, tt.want)
 	}
+	// The same of what the Dockerfile itself asks for.
+	for _, tt := range []struct {
+		meta       string
+		args, want []string
+	}{
+		{"platform=linux/amd64,linux/arm64", []string{"--docker-host", "unix:///none"}, []string{file, "unix:///none", "several platforms", "buildkitd"}},
+		{"platform=linux/arm64", []string{"--squash"}, []string{file, "one platform", "no engine can do all"}},
+		{"target=other", nil, []string{file, `"other"`}},
+	} {
+		require.NoError(t, os.WriteFile(file, []byte("# portainer: repository=team/app "+tt.meta+"\nFROM scratch\nCOPY Dockerfile /\n"), 0o644))
+		refused(t, staging, file, tt.args, tt.want)
+	}
+}
+
+// refused checks that a build is refused with those words, before anything is staged.
+func refused(t *testing.T, staging, file string, args, want []string) {
+	t.Helper()
+	got := portainerWith(t, nil, slices.Concat([]string{"build", "--to", "r.example", "--staging-uri", staging}, args, []string{file})...)
+	require.Equal(t, exitUsage, got.code, got.stderr)
+	require.Empty(t, got.stdout)
+	for _, part := range want {
+		require.Contains(t, got.stderr, part)
+	}
+	left, err := os.ReadDir(staging)
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
 
 func TestGlobalFlagsBeforeAndAfterTheCommand(t *testing.T) {
