@@ -183,8 +183,8 @@ func (f *Framework) Build(ctx context.Context, req Request) (*Result, error) {
 	return f.follow(ctx, spec.id, spec.image, box, func() { f.stageLate(ctx, req, *spec) })
 }
 
-// follow hands on what happens to a build until it is over. stage is nil for one of an
-// earlier life.
+// follow hands on what happens to a build until it is over. stage stages its context if
+// that turns out to be needed.
 func (f *Framework) follow(ctx context.Context, id BuildID, image string, box *mailbox, stage func()) (*Result, error) {
 	w := &follower{sink: f.cfg.Logs, build: id, image: image, deliver: f.deliver}
 	closeLog := f.readLog(ctx, w, box)

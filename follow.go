@@ -320,7 +320,7 @@ func (w *follower) bring(ctx context.Context, n notice) notice {
 // run handles the build's notices and log until it is over. The loop ends every
 // build before it stops, so there is always a last notice. When ctx is done, run
 // calls cancel once and waits for the notice that follows. stage stages the context when
-// it is needed after all; nil if it cannot be asked for.
+// it is needed after all.
 func (w *follower) run(ctx context.Context, box *mailbox, stage, cancel func()) (*Result, error) {
 	done := ctx.Done()
 	for {

@@ -29,7 +29,9 @@ func (f *Framework) inputs(req Request, spec *buildSpec, file *dockerfile.File) 
 	if req.Remote == "" && file.UsesContext() {
 		list = append(list, f.mainInput(req))
 	}
-	spec.onDemand = req.Remote == "" && len(list) == 0 && f.stager != nil
+	if req.Remote == "" && len(list) == 0 && f.stager != nil {
+		spec.onDemand, spec.late = true, f.lateContext(req)
+	}
 	dirs := directories(req.Options.BuildContexts)
 	if len(dirs) > 0 {
 		spec.task.Options.BuildContexts = maps.Clone(req.Options.BuildContexts)
@@ -45,12 +47,17 @@ func (f *Framework) inputs(req Request, spec *buildSpec, file *dockerfile.File) 
 	return list, nil
 }
 
+// bundler is what makes the context of req.
+func (f *Framework) bundler(req Request) ContextBundler {
+	if req.Bundler != nil {
+		return req.Bundler
+	}
+	return f.cfg.Bundler
+}
+
 // mainInput is the build context of req.
 func (f *Framework) mainInput(req Request) input {
-	bundler := f.cfg.Bundler
-	if req.Bundler != nil {
-		bundler = req.Bundler
-	}
+	bundler := f.bundler(req)
 	return input{put: func(ctx context.Context, store *staging.Store, meter *staging.Meter) (staging.Ref, staging.PutStats, error) {
 		return f.desk.putContext(ctx, store, bundler, req, meter)
 	}}
@@ -83,26 +90,6 @@ func (f *Framework) stage(ctx context.Context, spec *buildSpec, inputs []input) 
 		}
 	}
 	return nil
-}
-
-// stageLate stages the context of a build that was submitted without, because its base
-// image has turned out to need it, and has the build go on.
-func (f *Framework) stageLate(ctx context.Context, req Request, spec buildSpec) {
-	req.ID, spec.task = spec.id, wire.Task{}
-	err := f.stage(ctx, &spec, []input{f.mainInput(req)})
-	needed := false
-	// When the loop has ended, so has the build.
-	_ = f.ask(context.WithoutCancel(ctx), func(l *loop) {
-		if failure := (*BuildError)(nil); errors.As(err, &failure) {
-			l.ledger.giveUp(time.Now(), spec.id, failure)
-			return
-		}
-		needed = l.ledger.provide(time.Now(), spec.id, spec.task.Context)
-	})
-	if err == nil && !needed {
-		f.unstage(&spec.task)
-		f.sweepStaging(context.WithoutCancel(ctx), spec.id)
-	}
 }
 
 func (f *Framework) stageOne(ctx context.Context, spec *buildSpec, in input) error {

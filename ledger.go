@@ -109,6 +109,7 @@ type buildSpec struct {
 	// onDemand tells that there is a context which was not staged, because the
 	// Dockerfile takes nothing from it.
 	onDemand bool
+	late     *lateContext // where that is, for a later life; nil if it could not stage it
 }
 
 // A build is one submitted build.

@@ -221,13 +221,16 @@ func (a *args) want(n int) error {
 }
 
 // config [queue=0] [build=0] [launch=5m] [unreachable=10m] [lease=10m] [attempts=3]
-// [oomretry=0] [ondemand=0]
+// [oomretry=0] [ondemand=0] [late=0]
 func (s *story) config(a *args) error {
 	p := &s.policy
 	p.queueTimeout, p.buildTimeout = a.duration("queue", p.queueTimeout), a.duration("build", p.buildTimeout)
 	p.launchTimeout, p.unreachableWait = a.duration("launch", p.launchTimeout), a.duration("unreachable", p.unreachableWait)
 	p.pushLease = a.duration("lease", p.pushLease)
-	s.spec.onDemand = a.int("ondemand", 0) == 1
+	s.spec.onDemand, s.spec.late = a.int("ondemand", 0) == 1, nil
+	if a.int("late", 0) == 1 {
+		s.spec.late = &lateContext{Dir: "/context"}
+	}
 	s.spec.maxAttempts, s.spec.oomRetryMB = a.int("attempts", s.spec.maxAttempts), a.float("oomretry", s.spec.oomRetryMB)
 	s.ledger.policy = s.policy
 	return nil

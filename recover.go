@@ -47,17 +47,20 @@ func (f *Framework) openState() error {
 
 // recovered is a build of an earlier life.
 type recovered struct {
-	box   *mailbox
-	image string
+	box    *mailbox
+	record *record
 }
 
 // restore takes over what the state directory holds.
 func (l *loop) restore() {
 	for i := range l.f.past {
 		r := &l.f.past[i]
+		if l.f.stager == nil {
+			r.Late = nil // it cannot be staged in this life
+		}
 		box := newMailbox()
 		l.boxes[r.ID] = box
-		l.recovered[r.ID] = &recovered{box, r.Image}
+		l.recovered[r.ID] = &recovered{box, r}
 	}
 	l.ledger.restore(time.Now(), l.f.past)
 }
@@ -112,21 +115,18 @@ func (f *Framework) Recovered() []BuildID {
 // build can be attached to once. Attach waits for Run if Run has not been called
 // yet; every error is a *BuildError.
 func (f *Framework) Attach(ctx context.Context, id BuildID) (*Result, error) {
-	var box *mailbox
-	var image string
+	var r *recovered
 	err := f.ask(ctx, func(l *loop) {
-		if r := l.recovered[id]; r != nil {
-			box, image = r.box, r.image
-			delete(l.recovered, id)
-		}
+		r = l.recovered[id]
+		delete(l.recovered, id)
 	})
 	switch {
 	case err != nil:
 		return nil, &BuildError{ID: id, Phase: PhaseQueue, Class: classOfEnd(ctx), Err: err}
-	case box == nil:
+	case r == nil:
 		return nil, &BuildError{ID: id, Phase: PhaseRead, Class: ClassInvalid, Err: fmt.Errorf("no build %q to attach to", id)}
 	}
-	return f.follow(ctx, id, image, box, nil)
+	return f.follow(ctx, id, r.record.Image, r.box, func() { f.stageRestored(ctx, r.record) })
 }
 
 // Forget removes a finished build from the state directory. Until then a later

@@ -15,6 +15,7 @@ func (l *ledger) restore(now time.Time, records []record) {
 				id: r.ID, image: r.Image, file: r.File, resources: r.Resources,
 				constraints: r.Constraints, registries: r.Registries,
 				maxAttempts: r.MaxAttempts, oomRetryMB: r.OOMRetryMB, ownSecrets: r.OwnSecrets, task: r.Task, outputs: r.Outputs,
+				onDemand: r.Late != nil, late: r.Late,
 			},
 			submitted: r.Submitted, launches: r.Launches, counted: r.Counted, unheard: r.Unheard, oomRaised: r.OOMRaised,
 			restored: true, lease: r.Lease, rules: l.compile(r.Constraints), avoid: make(map[AgentID]time.Time), done: r.Done, result: r.Result, delivered: r.Delivered,

@@ -54,6 +54,7 @@ type record struct {
 	OOMRetryMB  float64         `json:"oom_retry_mb,omitempty"`
 	OwnSecrets  bool            `json:"own_secrets,omitempty"`
 	Task        wire.Task       `json:"task"`
+	Late        *lateContext    `json:"late,omitempty"` // unless it is in Task
 	Outputs     []Output        `json:"outputs,omitempty"`
 	Submitted   time.Time       `json:"submitted"`
 	Launches    int             `json:"launches"`
@@ -277,6 +278,9 @@ func (b *build) record() record {
 		ID: b.id, Image: b.image, File: b.file, Resources: b.resources, Constraints: b.constraints, Registries: b.registries,
 		MaxAttempts: b.maxAttempts, OOMRetryMB: b.oomRetryMB, OwnSecrets: b.ownSecrets, Task: b.task, Submitted: b.submitted, Launches: b.launches, Counted: b.counted, Unheard: b.unheard, OOMRaised: b.oomRaised,
 		Lease: b.lease, Done: b.done, Result: b.result, Outputs: b.outputs, Delivered: b.delivered,
+	}
+	if b.task.Context == nil {
+		r.Late = b.late
 	}
 	for _, at := range b.live {
 		r.Attempts = append(r.Attempts, attemptRecord{

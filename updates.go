@@ -221,7 +221,7 @@ func (l *ledger) retry(now time.Time, at *attempt, failure *BuildError, wait tim
 
 // askContext has the caller of the build of the failed attempt at stage the context,
 // which a base image has turned out to need. Until it comes the build does not wait for
-// an offer. After a restart there is nobody to ask.
+// an offer. After a restart that is asked of whoever attaches to the build.
 func (l *ledger) askContext(now time.Time, at *attempt, failure *BuildError) {
 	b := at.build
 	b.onDemand, b.current = false, nil

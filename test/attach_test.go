@@ -69,3 +69,30 @@ func TestAttach(t *testing.T) {
 		})
 	}
 }
+
+// TestAttachStagesLate kills the program before a base image shows that it needs the build
+// context: the one that takes over stages it, from where it was.
+func TestAttachStagesLate(t *testing.T) {
+	c := startCluster(t)
+	_, err := dockertest.PushBusybox(t.Context(), c.registry)
+	require.NoError(t, err)
+	pushTriggers(t, c.registry)
+	// The classic builder comes to the second stage when it has done the first.
+	dir := write(t, map[string]string{
+		"Dockerfile":    "# portainer: repository=test/late\nFROM busybox AS first\nRUN echo at work; sleep 3; echo done >/x\nFROM base:triggers\nCOPY --from=first /x /\n",
+		".dockerignore": "left-out\n", "f": "copied by the base", "left-out": "",
+	})
+	state := t.TempDir()
+	flags := []string{"--mesos-master", c.master, "--state-dir", state, "--docker-host", startDaemon(t).Host, "--staging-ttl", "0"}
+	first := start(t, append(append([]string{"build", "--to", c.registry, "--from", c.registry}, flags...), dir)...)
+	first.waitFor(first.stderr, "at work")
+	require.NoError(t, first.cmd.Process.Kill())
+	first.wait()
+	require.Empty(t, staged(t, filepath.Join(state, "staging")), "nothing was needed yet")
+
+	second := cli(t, 0, append([]string{"attach"}, flags...)...)
+	require.Contains(t, second.stderr.String(), "# portainer: context=always")
+	require.Equal(t, map[string]string{"f": "copied by the base", "x": "done\n"}, content(t, refOf(t, second, "test/late")))
+	require.Empty(t, staged(t, filepath.Join(state, "staging")))
+	c.stop()
+}

@@ -118,10 +118,10 @@ func TestInputs(t *testing.T) {
 	}
 }
 
-// TestOnBuild builds on an image whose ONBUILD instruction copies the context, which a
-// Dockerfile that copies nothing does not show: it is staged when the engine asks.
-func TestOnBuild(t *testing.T) {
-	withBuildkitd(t)
+// pushTriggers pushes base:triggers, a busybox whose ONBUILD instruction copies f from
+// the context.
+func pushTriggers(t *testing.T, registry string) {
+	t.Helper()
 	tag, err := name.NewTag(registry+"/base:triggers", name.Insecure)
 	require.NoError(t, err)
 	busybox, err := name.NewTag(registry+"/busybox", name.Insecure)
@@ -135,7 +135,13 @@ func TestOnBuild(t *testing.T) {
 	image, err = mutate.ConfigFile(image, config)
 	require.NoError(t, err)
 	require.NoError(t, remote.Write(tag, image, remote.WithContext(t.Context())))
+}
 
+// TestOnBuild builds on an image whose ONBUILD instruction copies the context, which a
+// Dockerfile that copies nothing does not show: it is staged when the engine asks.
+func TestOnBuild(t *testing.T) {
+	withBuildkitd(t)
+	pushTriggers(t, registry)
 	dir := write(t, map[string]string{"Dockerfile": "# portainer: repository=test/triggered\nFROM base:triggers\n", "f": "copied by the base"})
 	for _, flags := range [][]string{{"--engine", "buildkitd"}, {"--docker-host", startDaemon(t).Host}} {
 		staging := t.TempDir()
