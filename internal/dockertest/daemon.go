@@ -23,22 +23,32 @@ type Daemon struct {
 	p    *process
 }
 
+// runDir makes a directory that is short enough for sockets, with a daemon's
+// configuration in it: a file of that name with what text returns for the directory.
+func runDir(name string, text func(run string) string) (run, config string, err error) {
+	if run, err = os.MkdirTemp("/tmp", "dt-"); err != nil {
+		return "", "", err
+	}
+	defer removeOnError(run, &err)
+	config = filepath.Join(run, name)
+	return run, config, os.WriteFile(config, []byte(text(run)), 0o600)
+}
+
+// removeOnError removes a directory if err is one in the end.
+func removeOnError(dir string, err *error) {
+	if *err != nil {
+		*err = errors.Join(*err, os.RemoveAll(dir))
+	}
+}
+
 // StartDaemon starts a dockerd with its data in dir. It has no bridge network:
 // builds that need one use the host's. The caller stops it.
 func StartDaemon(ctx context.Context, dir string, args ...string) (d *Daemon, err error) {
-	run, err := os.MkdirTemp("/tmp", "dt-")
+	run, config, err := runDir("daemon.json", func(string) string { return "{}\n" })
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(run))
-		}
-	}()
-	config := filepath.Join(run, "daemon.json")
-	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
-		return nil, err
-	}
+	defer removeOnError(run, &err)
 	d = &Daemon{Host: "unix://" + filepath.Join(run, "docker.sock"), run: run, dir: filepath.Join(dir, "docker"), args: append([]string{
 		"--config-file", config,
 		"--data-root", filepath.Join(dir, "docker"),
@@ -91,22 +101,15 @@ func StartBuildkitd(ctx context.Context, dir string, args ...string) (d *Daemon,
 // StartBoundBuildkitd starts a buildkitd whose containers run below a cgroup. Unless
 // args say where else it listens at Host.
 func StartBoundBuildkitd(ctx context.Context, dir, cgroup string, args ...string) (d *Daemon, err error) {
-	run, err := os.MkdirTemp("/tmp", "dt-")
+	data := filepath.Join(dir, "buildkit")
+	run, config, err := runDir("buildkitd.toml", func(run string) string {
+		return fmt.Sprintf("root = %q\n[otel]\n  socketPath = %q\n[cdi]\n  disabled = true\n[worker.containerd]\n  enabled = false\n"+
+			"[worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n  networkMode = \"host\"\n  defaultCgroupParent = %q\n", data, filepath.Join(run, "otel.sock"), cgroup)
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(run))
-		}
-	}()
-	data := filepath.Join(dir, "buildkit")
-	text := fmt.Sprintf("root = %q\n[otel]\n  socketPath = %q\n[cdi]\n  disabled = true\n[worker.containerd]\n  enabled = false\n"+
-		"[worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n  networkMode = \"host\"\n  defaultCgroupParent = %q\n", data, filepath.Join(run, "otel.sock"), cgroup)
-	config := filepath.Join(run, "buildkitd.toml")
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return nil, err
-	}
+	defer removeOnError(run, &err)
 	host := "unix://" + filepath.Join(run, "buildkitd.sock")
 	if len(args) == 0 {
 		args = []string{"--addr", host}
