@@ -232,3 +232,33 @@ func TestAgentsWithAnotherMount(t *testing.T) {
 	require.NoError(t, os.Symlink(here, there))
 	pushed(t, refOf(t, cli(t, 0, args...), "test/storage-mount"))
 }
+
+// TestCacheInS3 has the cache of a build in an S3 bucket: on an engine that has nothing the
+// next build takes its steps from there.
+func TestCacheInS3(t *testing.T) {
+	withBuildkitd(t)
+	_, at := startS3(t)
+	place := "type=s3,endpoint_url=http://" + at.Addr() + ",use_path_style=true,region=us-east-1,bucket=staging,prefix=cache/,name=team,access_key_id=someone,secret_access_key="
+	dir := write(t, map[string]string{"Dockerfile": "FROM busybox\nRUN echo made at $(cat /proc/uptime) >/made\nRUN cp /made /copied\n"})
+	build := func(code int, secret, tag string, flags ...string) *process {
+		t.Helper()
+		// What is on a command line everybody can see; files are not.
+		args := append([]string{"build", "--to", registry, "--from", registry, "--engine", "buildkitd", "--repository", "test/cache", "--tag", tag, "--retries", "0"}, flags...)
+		for i, a := range args {
+			args[i] = strings.ReplaceAll(a, "SECRET", secret)
+		}
+		file := filepath.Join(write(t, map[string]string{"arguments": strings.Join(append(args, dir), "\n")}), "arguments")
+		return cli(t, code, "@"+file)
+	}
+	first := build(0, "right", "first", "--cache-to", place+"SECRET,mode=max")
+	require.NotContains(t, first.stderr.String(), "CACHED")
+	second := build(0, "right", "second", "--cache-from", place+"SECRET")
+	require.Equal(t, content(t, first.refs()[0])["copied"], content(t, second.refs()[0])["copied"], "it was made once")
+	require.Contains(t, second.stderr.String(), "CACHED")
+
+	// With a wrong key there is no cache, and none is written.
+	third := build(0, "guessed", "third", "--cache-from", place+"SECRET")
+	require.NotEqual(t, content(t, first.refs()[0])["copied"], content(t, third.refs()[0])["copied"])
+	require.NotContains(t, third.stderr.String(), "guessed")
+	build(1, "guessed", "never", "--cache-to", place+"SECRET")
+}
