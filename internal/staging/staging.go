@@ -203,7 +203,8 @@ func (s *Store) stage(ctx context.Context, digest string, r *recipe, src Source,
 	written := false // packs of ours, which no recipe knows
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.giveUp(ctx, digest, written))
+			// A bucket that fails here too says what it has said; what stays expires.
+			_ = s.giveUp(ctx, digest, written)
 			return
 		}
 		s.Hold(ref)
