@@ -38,9 +38,6 @@ func (a *attempt) run(ctx context.Context) *wire.Outcome {
 		outcome.Digest, outcome.Refs, outcome.Engine = res.Digest, res.Refs, res.Engine
 		outcome.ConfigDigest, outcome.Descriptor = res.ConfigDigest, wire.Descriptor(res.Descriptor)
 		outcome.Outputs = a.outputs.delivered()
-		for _, ref := range res.Refs {
-			a.info(ctx, "pushed %s", ref)
-		}
 	}
 	outcome.Started, outcome.Ended = started, time.Now()
 	if outcome.Engine == "" && a.engine != nil {

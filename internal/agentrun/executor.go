@@ -192,9 +192,12 @@ func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *se
 		// Killed means that nothing of it runs any more.
 		x.leave(a.close(x.closeTime()))
 	}
+	// The framework says these in its own words.
 	if outcome.Failure != nil {
-		// The framework says it in its own words.
 		log.console.event(portainer.Event{Kind: portainer.EventInfo, Text: "failed: " + summary(outcome)})
+	}
+	for _, ref := range outcome.Refs {
+		log.console.event(portainer.Event{Kind: portainer.EventInfo, Text: "pushed " + ref})
 	}
 	outcome.LogSize = log.close()
 	if ctx.Err() == nil { // whoever kills a task does not wait for its log
