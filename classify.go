@@ -71,5 +71,8 @@ func describe(u update) string {
 	if u.message != "" {
 		text += ": " + u.message
 	}
+	if u.reason == "REASON_CONTAINER_LAUNCH_FAILED" {
+		text += "; stderr in its sandbox tells more" // of a fetch above all
+	}
 	return text
 }

@@ -107,6 +107,9 @@ func (o *Output) checkDest(stdout bool) error {
 	}
 	// So that no build is for nothing.
 	probe, err := tempBeside(o.Dest)
+	if onPath := (*fs.PathError)(nil); errors.As(err, &onPath) {
+		return onPath.Err // of a file that nobody knows
+	}
 	if err != nil {
 		return err
 	}

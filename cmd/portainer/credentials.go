@@ -21,7 +21,7 @@ func (g *globals) credentials() (*credentials, error) {
 		return value
 	})
 	if err != nil {
-		return nil, err
+		return nil, &usageError{err}
 	}
 	config.Stderr = g.stderr
 	return &credentials{config}, nil
@@ -44,9 +44,13 @@ func (c *credentials) find(ctx context.Context, registries ...string) (map[strin
 // anything is done for it. A registry that cannot be reached from here may still
 // be from the agents.
 func (c *frameworkCommand) checkPush(ctx context.Context, req portainer.Request) error {
+	image := req.Registry + "/" + req.Repository
 	found, err := c.settings.logins.docker.Credentials(ctx, req.Registry)
-	if err != nil {
-		return err
+	switch {
+	case ctx.Err() != nil:
+		return nil // the build itself says why it ends
+	case err != nil:
+		return &portainer.BuildError{Image: image, Phase: portainer.PhaseRead, Class: portainer.ClassAuth, Err: err}
 	}
 	target := registryauth.Target{Registry: req.Registry, Repository: req.Repository, Auth: found[req.Registry], Insecure: req.Insecure}
 	for _, r := range c.settings.registries {
@@ -55,14 +59,14 @@ func (c *frameworkCommand) checkPush(ctx context.Context, req portainer.Request)
 		}
 		target.Insecure = target.Insecure || r.Insecure
 		if target.TLS, err = (registryauth.Certs{CA: r.CA, ClientCert: r.ClientCert, ClientKey: r.ClientKey}).TLS(); err != nil {
-			return &portainer.BuildError{Image: req.Registry + "/" + req.Repository, Phase: portainer.PhaseRead, Class: portainer.ClassInvalid,
+			return &portainer.BuildError{Image: image, Phase: portainer.PhaseRead, Class: portainer.ClassInvalid,
 				Err: fmt.Errorf("certificates of %s: %w", r.Host, err)}
 		}
 	}
 	err = registryauth.CheckPush(ctx, target)
-	failure := &portainer.BuildError{Image: req.Registry + "/" + req.Repository, Phase: portainer.PhasePush, Err: err}
+	failure := &portainer.BuildError{Image: image, Phase: portainer.PhasePush, Err: err}
 	switch {
-	case err == nil || ctx.Err() != nil: // the build itself says why it ends
+	case err == nil || ctx.Err() != nil:
 		return nil
 	case errors.Is(err, registryauth.ErrUnreachable):
 		c.logger.Warn("registry cannot be asked from here whether the push is allowed", "registry", req.Registry, "err", err)

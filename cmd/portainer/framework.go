@@ -6,6 +6,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -126,6 +128,11 @@ func (c *frameworkCommand) check() error {
 	}
 	if c.container.Image != "" && c.dockerHost+c.engine.buildkitAddr != "" {
 		return usagef("--container-image brings an engine and --docker-host or --buildkit-addr names one: give one of them")
+	}
+	for _, file := range []struct{ flag, name string }{{"metadata-file", c.metadataFile}, {"iidfile", c.iidFile}} {
+		if info, err := os.Stat(filepath.Dir(file.name)); file.name != "" && (err != nil || !info.IsDir()) {
+			return usagef("--%s %s: there is no directory %s", file.flag, file.name, filepath.Dir(file.name))
+		}
 	}
 	_, isLocal, err := localAgents(c.master)
 	switch {

@@ -117,6 +117,7 @@ func TestUsage(t *testing.T) {
 		{"progress", []string{"build", "--to", "r.example", "--progress", "fancy", good}, []string{"--progress", "fancy"}},
 		{"stream and quiet", []string{"build", "--to", "r.example", "--progress", "quiet", "--stream", good}, []string{"--stream", "--progress"}},
 		{"cache of no executor", []string{"build", "--to", "r.example", "--executor-cache", good}, []string{"--executor-cache", "--executor-uri"}},
+		{"metadata nowhere", []string{"build", "--to", "r.example", "--metadata-file", missing, good}, []string{"--metadata-file " + missing, filepath.Dir(missing)}},
 		{"negative retries", []string{"build", "--to", "r.example", "--retries", "-1", good}, []string{"--retries"}},
 		{"negative cpus", []string{"build", "--to", "r.example", "--build-cpu", "-1", good}, []string{"--build-cpu"}},
 		{"memory", []string{"build", "--to", "r.example", "--build-mem", "lots", good}, []string{"--build-mem", "lots"}},

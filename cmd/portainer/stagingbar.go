@@ -105,14 +105,17 @@ func (s *stagingBar) redraw(now time.Time) {
 		sum.Size = 0
 	}
 	s.pace.add(now, phase, workOf(sum))
-	text := "context of " + image
-	if n := len(s.builds); n > 1 {
-		text = fmt.Sprintf("%d contexts", n)
-	}
+	text := tellProgress(sum, &s.pace)
 	if share, ok := shareOf(sum); ok {
-		text = fmt.Sprintf("%s %s %3.0f%%", text, gauge(share), 100*share)
+		text = fmt.Sprintf("%s %3.0f%% %s", gauge(share), 100*share, text)
 	}
-	s.status(text + " " + tellProgress(sum, &s.pace))
+	// The name is last: a narrow terminal cuts the line.
+	if n := len(s.builds); n > 1 {
+		text = fmt.Sprintf("%s: %d contexts", text, n)
+	} else {
+		text += ": context of " + image
+	}
+	s.status(text)
 }
 
 // The phases of staging.

@@ -29,18 +29,18 @@ func TestStagingBarRedrawsOneLine(t *testing.T) {
 		bar.HandleEvent(t.Context(), stagingAt(build, after, p))
 	}
 	tell("a", 0, portainer.Progress{Size: 100 * mib})
-	require.Equal(t, "context of r/a [                    ]   0% read 0B of 100MiB", last())
+	require.Equal(t, "[                    ]   0% read 0B of 100MiB: context of r/a", last())
 	tell("a", time.Second, portainer.Progress{Size: 100 * mib, Read: 50 * mib})
-	require.Equal(t, "context of r/a [=====               ]  25% read 50MiB of 100MiB, 50MiB/s, 1s left", last())
+	require.Equal(t, "[=====               ]  25% read 50MiB of 100MiB, 50MiB/s, 1s left: context of r/a", last())
 	tell("a", 2*time.Second, portainer.Progress{Size: 100 * mib, Read: 100 * mib, Lacking: 60 * mib})
 	tell("a", 3*time.Second, portainer.Progress{Size: 100 * mib, Read: 100 * mib, Lacking: 60 * mib, Done: 20 * mib, Sent: 5 * mib})
-	require.Equal(t, "context of r/a [===============     ]  75% sent 20MiB of 60MiB (5MiB compressed), 20MiB/s, 2s left", last())
+	require.Equal(t, "[===============     ]  75% sent 20MiB of 60MiB (5MiB compressed), 20MiB/s, 2s left: context of r/a", last())
 
 	// Another one comes along, and nobody knows how large it is.
 	tell("b", 4*time.Second, portainer.Progress{Read: 30 * mib})
-	require.Equal(t, "2 contexts sent 20MiB of 60MiB (5MiB compressed)", last())
+	require.Equal(t, "sent 20MiB of 60MiB (5MiB compressed): 2 contexts", last())
 	bar.HandleEvent(t.Context(), portainer.Event{Build: "a", Kind: portainer.EventStaged, Time: stagingAt("", 4*time.Second, portainer.Progress{}).Time})
-	require.Equal(t, "context of r/b read 30MiB", last())
+	require.Equal(t, "read 30MiB: context of r/b", last())
 	bar.HandleEvent(t.Context(), portainer.Event{Build: "b", Kind: portainer.EventFailed})
 	require.Empty(t, last())
 	count := len(shown)
