@@ -34,7 +34,7 @@ of what is pushed, the exit code. Give it the same flags.`,
 	}
 	groups := flagGroups{}
 	c.addFlags(groups)
-	groups.addTo(cmd)
+	groups.addTo(cmd, c.console.columns)
 	cmd.Flags().SetNormalizeFunc(normalizeFlag)
 	return cmd
 }

@@ -128,7 +128,7 @@ func (b *buildCommand) addBuildFlags(cmd *cobra.Command) {
 
 	b.options.addFlags(groups)
 	b.addFlags(groups)
-	groups.addTo(cmd)
+	groups.addTo(cmd, b.console.columns)
 	addForeignFlags(cmd.Flags())
 	cmd.Flags().SetNormalizeFunc(normalizeFlag)
 }

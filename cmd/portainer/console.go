@@ -40,6 +40,14 @@ func newConsole(w io.Writer) *console {
 // terminal reports whether the console is one that a status can be redrawn on.
 func (c *console) terminal() bool { return c.width != nil }
 
+// columns is the width of the terminal; 0 if there is none.
+func (c *console) columns() int {
+	if c == nil || c.width == nil {
+		return 0
+	}
+	return c.width()
+}
+
 // Write implements io.Writer.
 func (c *console) Write(b []byte) (int, error) { return c.write(c.w, b) }
 

@@ -39,20 +39,21 @@ func (g flagGroups) of(title string) *pflag.FlagSet {
 	return g[title]
 }
 
-// addTo gives cmd the flags, and a help that shows them by their titles.
-func (g flagGroups) addTo(cmd *cobra.Command) {
+// addTo gives cmd the flags, and a help that shows them by their titles, in lines of so
+// many columns; 0 means of any length.
+func (g flagGroups) addTo(cmd *cobra.Command, columns func() int) {
 	cmd.Flags().SortFlags = false
 	for _, title := range flagTitles {
 		cmd.Flags().AddFlagSet(g.of(title))
 	}
 	cmd.SetUsageFunc(func(cmd *cobra.Command) error {
-		_, err := io.WriteString(cmd.OutOrStderr(), g.usage(cmd))
+		_, err := io.WriteString(cmd.OutOrStderr(), g.usage(cmd, columns()))
 		return err
 	})
 }
 
 // usage is what help says after a command's description.
-func (g flagGroups) usage(cmd *cobra.Command) string {
+func (g flagGroups) usage(cmd *cobra.Command, columns int) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "Usage:\n  %s\n", cmd.UseLine())
 	if cmd.HasExample() {
@@ -60,9 +61,9 @@ func (g flagGroups) usage(cmd *cobra.Command) string {
 	}
 	for _, title := range flagTitles {
 		if g.of(title).HasAvailableFlags() {
-			fmt.Fprintf(&text, "\n%s:\n%s", title, g.of(title).FlagUsages())
+			fmt.Fprintf(&text, "\n%s:\n%s", title, g.of(title).FlagUsagesWrapped(columns))
 		}
 	}
-	fmt.Fprintf(&text, "\nThe cluster, and other flags of every command:\n%s", cmd.InheritedFlags().FlagUsages())
+	fmt.Fprintf(&text, "\nThe cluster, and other flags of every command:\n%s", cmd.InheritedFlags().FlagUsagesWrapped(columns))
 	return text.String()
 }
