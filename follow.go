@@ -108,8 +108,9 @@ const (
 // has ended, if nothing of it arrives.
 const drainLimit = 30 * time.Second
 
-// lostLimit takes the place of drainLimit when nobody has said that there is more:
-// an attempt that was lost often leaves an agent that cannot be reached.
+// lostLimit takes the place of drainLimit when nobody has said that there is more,
+// for an attempt that was lost often leaves an agent that cannot be reached, and when
+// the agent was out of reach before.
 const lostLimit = 5 * time.Second
 
 // A follower reads the logs of one build's attempts and hands them, and the
@@ -263,13 +264,13 @@ func (w *follower) lose(ctx context.Context, size int64, why error) {
 
 // readToEnd reads until size, or, if that is not known, until there is no more.
 func (w *follower) readToEnd(ctx context.Context, size int64) error {
-	limit := drainLimit
-	if size < 0 {
-		limit = lostLimit
-	}
 	w.progress = time.Now()
 	for size < 0 || w.offset < size {
 		more, err := w.poll(ctx)
+		limit := drainLimit
+		if size < 0 || errors.Is(err, errOutOfReach) {
+			limit = lostLimit
+		}
 		switch {
 		case more && err == nil:
 			continue

@@ -11,6 +11,9 @@ import (
 	"github.com/org/portainer/internal/schedapi"
 )
 
+// errOutOfReach reports an agent that could not be reached before, either.
+var errOutOfReach = errors.New("the executor has ended, and the agent is out of reach")
+
 // A logRoute reads logs from the agents' files, and where an agent cannot be reached
 // has the executor send its log over the master. It belongs to one goroutine, which
 // closes it.
@@ -32,7 +35,11 @@ func (r *logRoute) read(ctx context.Context, s *logSource, offset int64) ([]byte
 		r.source, r.said, r.left = s, false, false
 	}
 	if s.ended {
-		return r.files.read(ctx, s, offset)
+		data, size, err := r.files.read(ctx, s, offset)
+		if err != nil && r.reach.away(s.agentURL) != nil {
+			err = fmt.Errorf("%w: %w", errOutOfReach, err)
+		}
+		return data, size, err
 	}
 	why := r.reach.away(s.agentURL)
 	if why == nil {

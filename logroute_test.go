@@ -323,13 +323,14 @@ func TestRouteExecutorIsSilent(t *testing.T) {
 		require.Less(t, pieces, 20)
 		began := time.Now()
 		require.ErrorIs(t, r.end(t), logrelay.ErrUnread)
-		require.Less(t, time.Since(began), 15*time.Second+drainLimit+2*pollMax)
+		require.Less(t, time.Since(began), 15*time.Second+lostLimit+2*pollMax)
 		require.Equal(t, 1, r.count(EventGap))
 		require.Contains(t, r.seen()[2], "connection refused")
 	})
 }
 
-// The files of an executor that has ended may be had when it no longer answers.
+// What an executor that is killed has not sent may be had from the agent, but is not
+// waited for as long as if that had been within reach.
 func TestRouteFilesAfterTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRelayedReader(t, silentReach())
@@ -340,11 +341,27 @@ func TestRouteFilesAfterTheEnd(t *testing.T) {
 		r.loseMessages(all) // it is killed
 		r.lines(3, 6, time.Second)
 		r.finish(r.Size())
-		pass(20 * time.Second)
+		pass(lostLimit / 2)
 		r.breakFiles(nil)
 		<-r.ended
 		require.Equal(t, 6, r.count(EventLog))
 		require.Zero(t, r.count(EventGap))
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := newRelayedReader(t, silentReach())
+		r.fault = refused
+		r.attempt(1)
+		r.start(t.Context())
+		r.lines(0, 3, time.Second)
+		r.loseMessages(all)
+		r.lines(3, 6, time.Second)
+		began := time.Now()
+		r.finish(r.Size())
+		<-r.ended
+		require.Equal(t, 3, r.count(EventLog))
+		require.Equal(t, 1, r.count(EventGap))
+		require.Less(t, time.Since(began), lostLimit+2*pollMax)
+		require.Contains(t, r.seen()[5], "the executor has ended, and the agent is out of reach: ")
 	})
 }
 

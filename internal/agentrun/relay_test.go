@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -300,6 +302,30 @@ func BenchmarkLog(b *testing.B) {
 				b.StartTimer()
 			}
 			b.SetBytes(size)
+		})
+	}
+}
+
+// BenchmarkLineToSink tells how long a line of a quiet build takes from the engine to the
+// framework's sink, by either way.
+func BenchmarkLineToSink(b *testing.B) {
+	for _, over := range []string{"files", "master"} {
+		b.Run("over="+over, func(b *testing.B) {
+			s := newSite(b)
+			if over == "master" {
+				s.agent.RefuseFiles(-1)
+			}
+			var took []time.Duration // only the follower's goroutine writes it
+			f, _ := s.run(b, portainer.LogSinkFunc(func(_ context.Context, ev portainer.Event) {
+				if stamp, err := strconv.ParseInt(ev.Text, 10, 64); err == nil && ev.Kind == portainer.EventLog {
+					took = append(took, time.Since(time.Unix(0, stamp)))
+				}
+			}), "")
+			begin(b.Context(), f, fmt.Sprintf("linger 1s\nstamp %d", b.N)).succeeds(b)
+			require.Len(b, took, b.N)
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-p50")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-p99")
 		})
 	}
 }
