@@ -94,12 +94,6 @@ func (k *Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
 // MarshalText shows the public half, so that no encoder finds more.
 func (k *Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// CheckPublic returns an error if public is no key that Seal can seal to.
-func CheckPublic(public string) error {
-	_, err := recipient(public)
-	return err
-}
-
 func recipient(public string) (*age.X25519Recipient, error) {
 	r, err := age.ParseX25519Recipient(public)
 	if err != nil {
