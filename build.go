@@ -83,8 +83,8 @@ type Request struct {
 	Args map[string]string
 	// Secrets are build secrets by id (RUN --mount=type=secret). They reach the
 	// executor sealed to a key in its memory, and are written down nowhere: after
-	// a restart of the framework a new attempt cannot have them.
-	Secrets map[string][]byte
+	// a restart of the framework a new attempt cannot have them. Not modified.
+	Secrets Secrets
 	// SSH are the ssh agents that steps may use, by id (RUN --mount=type=ssh),
 	// "default" being the one of steps that name none. The keys stay where they are: a
 	// build can list them and have something signed, for as long as it runs. After a

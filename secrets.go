@@ -41,6 +41,25 @@ func (a RegistryAuth) Format(s fmt.State, _ rune) { fmt.Fprint(s, a.String()) }
 // LogValue implements slog.LogValuer.
 func (a RegistryAuth) LogValue() slog.Value { return slog.StringValue(a.String()) }
 
+// Secrets are build secrets by id. However they are printed, logged or encoded, only
+// the ids show.
+type Secrets map[string][]byte
+
+// String lists the ids.
+func (s Secrets) String() string { return "secrets " + fmt.Sprint(slices.Sorted(maps.Keys(s))) }
+
+// GoString is String.
+func (s Secrets) GoString() string { return s.String() }
+
+// Format is String whatever the verb: others would print the values.
+func (s Secrets) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
+
+// LogValue implements slog.LogValuer.
+func (s Secrets) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalText is String, so that no encoder finds more in what holds s.
+func (s Secrets) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
 // A CredentialsFunc finds what registries want, by their names as references
 // spell them ("host", "host:port", "docker.io"). Registries that it knows nothing
 // of are not in the result. It is called when a build is submitted, and again

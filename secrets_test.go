@@ -3,6 +3,9 @@ package portainer
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,6 +52,22 @@ func TestSecretsAfterRestart(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, tt.refused, answer.Refusal != "")
 		})
+	}
+}
+
+func TestSecretsDoNotShow(t *testing.T) {
+	req := Request{Repository: "app", Secrets: Secrets{"token": []byte("hunter2"), "key": []byte("hunter3")}}
+	encoded, err := json.Marshal(req.Secrets)
+	require.NoError(t, err)
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("build", "secrets", req.Secrets, "request", req)
+	for _, text := range []string{
+		string(encoded), log.String(), fmt.Sprint(req), fmt.Sprintf("%+v", req), fmt.Sprintf("%#v", req), fmt.Sprintf("%s %x %q", req.Secrets, req.Secrets, req.Secrets),
+	} {
+		require.Contains(t, text, "[key token]")
+		require.NotContains(t, text, "hunter")
+		require.NotContains(t, text, fmt.Sprintf("%x", "hunter"))
+		require.NotContains(t, text, fmt.Sprint([]byte("hunter"))[1:20])
 	}
 }
 
