@@ -19,7 +19,7 @@ func (l *loop) handle(ev schedapi.Event) {
 	now := time.Now()
 	log := l.f.cfg.Logger
 	if ev.Event == nil {
-		log.Debug("not connected to the master", "err", ev.Disconnected) // the client has warned
+		// The client has warned of it.
 		l.ledger.disconnected(ev.Disconnected)
 		return
 	}
