@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,14 +104,21 @@ func (c *dockerCluster) args(dir string, flags ...string) []string {
 // build. Containers end just after the builds in them.
 func (c *dockerCluster) nothingLeft(t *testing.T, before machine, p *process) {
 	t.Helper()
+	c.nothingRuns(t, before, p)
+	// What the agent keeps of a sandbox has nothing of the engine in it.
+	for _, name := range filesBelow(t, c.temp) {
+		require.NotContains(t, name, "/engine-")
+	}
+}
+
+// nothingRuns checks that all of a build is gone but what the agent keeps of its
+// sandboxes.
+func (c *dockerCluster) nothingRuns(t *testing.T, before machine, p *process) {
+	t.Helper()
 	eventually(t, 20*time.Second, func() bool { return docker(t, c.daemon.Host, "ps", "--all", "--quiet") == "" }, "a container is left")
 	before.nothingLeft(t, p)
 	for _, cgroup := range c.cgroups(t) {
 		require.Equal(t, c.parent, "/"+filepath.Base(cgroup), "a cgroup is left")
-	}
-	// What the agent keeps of a sandbox has nothing of the engine in it.
-	for _, name := range filesBelow(t, c.temp) {
-		require.NotContains(t, name, "/engine-")
 	}
 }
 
@@ -173,30 +181,49 @@ func TestContainerImage(t *testing.T) {
 	}
 }
 
-// TestContainerInterrupted: a build in a container is broken off, and nothing of it
-// is left.
-func TestContainerInterrupted(t *testing.T) {
+// TestContainerEnds: a build in a container is broken off, and one loses its container
+// and is launched again. Nothing is left of either.
+func TestContainerEnds(t *testing.T) {
 	archive, err := bundle()
 	require.NoError(t, err)
 	c := startDockerCluster(t)
 	began := make(chan struct{}, 1)
+	var again atomic.Bool // do not wait
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		began <- struct{}{}
-		<-r.Context().Done() // until the step is killed
+		if !again.Load() {
+			began <- struct{}{}
+			<-r.Context().Done() // until the step is killed
+		}
 	}))
 	defer server.Close()
 	dir := write(t, map[string]string{"Dockerfile": "FROM busybox\nRUN wget -q -O /dev/null " + server.URL + "\n"})
-	before := look(t)
-	p := start(t, c.args(dir, "--container-image", registry+"/busybox", "--executor-uri", archive, "--tag", "never")...)
-	select {
-	case <-began:
-	case <-p.exited:
-		require.Fail(t, "the build has ended before its step began")
+	inTheMiddle := func(flags ...string) *process {
+		t.Helper()
+		p := start(t, c.args(dir, append(flags, "--container-image", registry+"/busybox", "--executor-uri", archive)...)...)
+		select {
+		case <-began:
+		case <-p.exited:
+			require.Fail(t, "the build has ended before its step began")
+		}
+		return p
 	}
+
+	before := look(t)
+	p := inTheMiddle("--tag", "never")
 	p.interrupt()
 	require.Equal(t, exitInterrupted, p.wait())
 	notPushed(t, registry+"/test/container:never")
 	c.nothingLeft(t, before, p)
+
+	p = inTheMiddle("--tag", "again", "--retries", "1")
+	again.Store(true)
+	docker(t, c.daemon.Host, "kill", strings.TrimSpace(docker(t, c.daemon.Host, "ps", "--quiet")))
+	require.Equal(t, 0, p.wait())
+	pushed(t, p.refs()[0])
+	require.Contains(t, p.stderr.String(), "attempt 2 launched")
+	// The data of an engine that was killed is in a sandbox that no other container sees:
+	// it goes when the agent removes that.
+	c.nothingRuns(t, before, p)
 }
 
 // TestContainerFails: what goes wrong with a container is trouble with the

@@ -144,6 +144,7 @@ type cluster struct {
 func startCluster(t *testing.T, args ...string) *cluster {
 	t.Helper()
 	c := &cluster{process: start(t, append([]string{"local"}, args...)...)}
+	c.killed.Reset(10 * maxRun) // of the program on it there may be several
 	c.waitFor(c.stdout, "\nready\n")
 	for line := range strings.Lines(c.stdout.String()) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
