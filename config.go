@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os/user"
+	"slices"
 	"time"
 )
 
@@ -50,11 +51,30 @@ func (cfg Config) withDefaults() (Config, error) {
 	return cfg, nil
 }
 
-// engineKinds are the values of Engine.Kind.
-var engineKinds = map[string]bool{"auto": true, "docker": true, "dockerd": true, "buildkitd": true}
-
 // validate returns everything that is wrong with cfg, which has its defaults.
 func (cfg *Config) validate() error {
+	problems := slices.Concat(
+		cfg.validateStaging(), cfg.Engine.validate(), cfg.Container.validate(), cfg.validateRegistries(), cfg.validateAmounts())
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if cfg.ExecutorCache && cfg.ExecutorURI == "" {
+		bad("ExecutorURI: missing; ExecutorCache is about what agents fetch from there")
+	}
+	if cfg.Principal == "" && cfg.Secret != "" {
+		bad("Principal: missing; a secret needs one")
+	}
+	if cfg.Container.Image != "" && cfg.Engine.Host != "" {
+		bad("Container.Image: %q: an executor in a container uses the engine of its image, so Engine.Host cannot be given too", cfg.Container.Image)
+	}
+	for _, c := range cfg.Constraints {
+		if _, err := newRule(c); err != nil {
+			bad("Constraints: %w", err)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// validateStaging returns everything that is wrong with the staging bucket.
+func (cfg *Config) validateStaging() []error {
 	var problems []error
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	if cfg.Staging != nil && cfg.StagingURL == "" {
@@ -69,32 +89,12 @@ func (cfg *Config) validate() error {
 	if cfg.Staging == nil && cfg.StagingSigner != nil {
 		bad("Staging: missing; StagingSigner alone stages nothing")
 	}
-	if cfg.ExecutorCache && cfg.ExecutorURI == "" {
-		bad("ExecutorURI: missing; ExecutorCache is about what agents fetch from there")
-	}
-	if cfg.Principal == "" && cfg.Secret != "" {
-		bad("Principal: missing; a secret needs one")
-	}
-	if !engineKinds[cfg.Engine.Kind] {
-		bad("Engine.Kind: %q is none of auto, docker, dockerd, buildkitd", cfg.Engine.Kind)
-	}
-	if cfg.Engine.Kind == "docker" && cfg.Engine.Host == "" {
-		bad("Engine.Host: missing; engine docker needs the address of a daemon")
-	}
-	if cfg.Engine.Kind == "dockerd" && cfg.Engine.Host != "" {
-		bad("Engine.Host: %q: engine dockerd starts a daemon of its own; use docker for one that runs", cfg.Engine.Host)
-	}
-	if cfg.Container.Image != "" && cfg.Engine.Host != "" {
-		bad("Container.Image: %q: an executor in a container uses the engine of its image, so Engine.Host cannot be given too", cfg.Container.Image)
-	}
-	problems = append(problems, cfg.Engine.validate()...)
-	problems = append(problems, cfg.Container.validate()...)
-	problems = append(problems, cfg.validateRegistries()...)
-	for _, c := range cfg.Constraints {
-		if _, err := newRule(c); err != nil {
-			bad("Constraints: %w", err)
-		}
-	}
+	return problems
+}
+
+// validateAmounts returns which numbers and durations are none.
+func (cfg *Config) validateAmounts() []error {
+	var problems []error
 	for _, f := range []struct {
 		name  string
 		value float64
@@ -117,10 +117,10 @@ func (cfg *Config) validate() error {
 	} {
 		switch {
 		case f.value < 0:
-			bad("%s: negative", f.name)
+			problems = append(problems, fmt.Errorf("%s: negative", f.name))
 		case !validAmount(f.value):
-			bad("%s: %v is no amount", f.name, f.value)
+			problems = append(problems, fmt.Errorf("%s: %v is no amount", f.name, f.value))
 		}
 	}
-	return errors.Join(problems...)
+	return problems
 }

@@ -25,6 +25,7 @@ func TestNewNamesEveryBadField(t *testing.T) {
 		{"URL without bucket", portainer.Config{StagingURL: "mem://"}, []string{"Staging: "}},
 		{"signer without bucket", portainer.Config{StagingSigner: bucket}, []string{"Staging: "}},
 		{"signing", portainer.Config{StagingSign: "perhaps", StagingTTL: -1}, []string{`StagingSign: "perhaps"`, "StagingTTL: "}},
+		{"registries", portainer.Config{Registry: "https://registry.example", From: "team"}, []string{"Registry: ", "From: "}},
 		{"cache of nothing", portainer.Config{ExecutorCache: true}, []string{"ExecutorURI: "}},
 		{"secret without principal", portainer.Config{Secret: "s3cret"}, []string{"Principal: "}},
 		{"engine", portainer.Config{Engine: portainer.Engine{Kind: "podman"}}, []string{`Engine.Kind: "podman"`}},

@@ -54,8 +54,27 @@ func (t EngineTLS) Format(s fmt.State, _ rune) { fmt.Fprint(s, t.String()) }
 // LogValue implements slog.LogValuer.
 func (t EngineTLS) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
+// engineKinds are the values of Engine.Kind.
+var engineKinds = map[string]bool{"auto": true, "docker": true, "dockerd": true, "buildkitd": true}
+
 // validate returns everything that is wrong with e.
 func (e *Engine) validate() []error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if !engineKinds[e.Kind] {
+		bad("Engine.Kind: %q is none of auto, docker, dockerd, buildkitd", e.Kind)
+	}
+	if e.Kind == "docker" && e.Host == "" {
+		bad("Engine.Host: missing; engine docker needs the address of a daemon")
+	}
+	if e.Kind == "dockerd" && e.Host != "" {
+		bad("Engine.Host: %q: engine dockerd starts a daemon of its own; use docker for one that runs", e.Host)
+	}
+	return append(problems, e.validateTLS()...)
+}
+
+// validateTLS returns everything that is wrong with e.TLS.
+func (e *Engine) validateTLS() []error {
 	if e.TLS == nil {
 		return nil
 	}

@@ -104,9 +104,16 @@ func isRegistry(host string) bool {
 	return err == nil && reference.Domain(named) == host
 }
 
-// validateRegistries returns everything that is wrong with cfg.Registries.
+// validateRegistries returns everything that is wrong with cfg.Registry, From and
+// Registries.
 func (cfg *Config) validateRegistries() []error {
 	var problems []error
+	if host := strings.TrimSuffix(cfg.Registry, "/"); host != "" && !isRegistry(host) {
+		problems = append(problems, fmt.Errorf("Registry: %q: it must be host or host:port, without a scheme", cfg.Registry))
+	}
+	if host, _, _ := strings.Cut(cfg.From, "/"); cfg.From != "" && !isRegistry(host) {
+		problems = append(problems, fmt.Errorf("From: %q: it must be host or host:port, without a scheme", cfg.From))
+	}
 	for i := range cfg.Registries {
 		r := &cfg.Registries[i]
 		problems = append(problems, r.validate(cfg.Registries[:i])...)
