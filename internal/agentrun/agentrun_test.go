@@ -270,6 +270,25 @@ func stage(t *testing.T, dir string, n int) *wire.Context {
 	return &wire.Context{BucketURL: url, Key: ref.Key, Size: ref.Size, Digest: ref.Digest}
 }
 
+// TestOutputSavedAgain has an engine save an output twice, as when it must make an image
+// again: the last one counts.
+func TestOutputSavedAgain(t *testing.T) {
+	dir := t.TempDir()
+	r := newRig(t, testmesos.Config{}, true)
+	task := build("save first\nsave the second")
+	task.Outputs = []wire.Output{{Type: "docker"}}
+	task.Delivery = &wire.Delivery{BucketURL: "file://" + dir + "?no_tmp_dir=true&metadata=skip", Prefix: "b/"}
+	r.launchBuild("b-1", task)
+	o := r.outcome("b-1", mesos.TASK_FINISHED)
+	require.Nil(t, o.Failure)
+	require.Len(t, o.Outputs, 1)
+	require.Equal(t, int64(len("the second")), o.Outputs[0].Size)
+	data, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(o.Outputs[0].Key)))
+	require.NoError(t, err)
+	require.Equal(t, "the second", string(data))
+	r.gone("b-1")
+}
+
 func TestStagedContext(t *testing.T) {
 	dir := t.TempDir()
 	good := stage(t, dir, 100_000)

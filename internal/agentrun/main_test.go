@@ -123,6 +123,10 @@ func (s *scripted) Build(ctx context.Context, req portainer.Request) (*portainer
 				return nil, err
 			}
 			say("context %d", size)
+		case "save":
+			if err := s.cfg.Save(ctx, 0, strings.NewReader(rest)); err != nil {
+				return nil, err
+			}
 		case "show":
 			auth, err := s.cfg.Auth(ctx, rest)
 			if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -56,6 +57,7 @@ func (o *outputs) save() engine.SaveFunc {
 		}
 		o.mu.Lock()
 		defer o.mu.Unlock()
+		o.kept = slices.DeleteFunc(o.kept, func(old wire.Delivered) bool { return old.Output == index }) // the last one counts
 		o.kept = append(o.kept, wire.Delivered{Output: index, Key: got.Key, Size: got.Size, Digest: got.Digest})
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strings"
 	"sync"
 
 	"github.com/docker/docker/api/types/build"
@@ -34,10 +35,9 @@ func bundleError(err error) error {
 // A body is a tar that is made while it is read.
 type body struct {
 	*io.PipeReader
-	dockerfile string // name of the Dockerfile in it; "" if it has none of ours
-	stop       context.CancelFunc
-	made       sync.WaitGroup
-	err        error // why it was not made whole; valid after made
+	stop context.CancelFunc
+	made sync.WaitGroup
+	err  error // why it was not made whole; valid after made
 }
 
 // errBodyClosed is what the maker of a body sees when nobody reads on.
@@ -81,30 +81,36 @@ func (j *job) context(ctx context.Context) *body {
 
 // classicBody returns the tar to be sent to the classic builder, and says in opts where
 // the rest is. The caller closes it.
-func (j *job) classicBody(ctx context.Context, opts *build.ImageBuildOptions) *body {
+func (j *job) classicBody(ctx context.Context, opts *build.ImageBuildOptions) (*body, error) {
 	if j.req.Remote != "" {
 		opts.RemoteContext, opts.Dockerfile = j.req.Remote, cmp.Or(j.req.Dockerfile, "Dockerfile")
-		return newBody(ctx, func(context.Context, io.Writer) error { return nil })
+		return newBody(ctx, func(context.Context, io.Writer) error { return nil }), nil
 	}
-	b := j.contextWithDockerfile(ctx)
-	opts.Dockerfile = b.dockerfile
-	return b
+	opts.Dockerfile = ownName
+	if !j.named {
+		name, err := j.hiddenName(ctx)
+		if err != nil {
+			return nil, err
+		}
+		opts.Dockerfile = cmp.Or(name, ownName)
+	}
+	return j.contextWithDockerfile(ctx, opts.Dockerfile), nil
 }
 
 // contextWithDockerfile returns the build context as a tar with the Dockerfile
 // in it, as the classic builder wants it.
 //
-// The Dockerfile gets a name that nobody else has. It must not be seen by
-// COPY, and the builder drops it before the first step when .dockerignore names
-// it (docker builder/remotecontext/detect.go), so .dockerignore names it too.
-// The docker command does the same for "docker build -f -". The name is always the
-// same, so that a .dockerignore that is copied does not change from build to build.
+// COPY must not see the Dockerfile, and the builder drops it before the first step when
+// .dockerignore has a rule for it (docker builder/remotecontext/detect.go). So it gets a
+// name for which there is a rule; where there can be none, it gets one that nobody else
+// has, and .dockerignore a rule for that. The docker command does the latter for "docker
+// build -f -". That name is always the same, so that a .dockerignore that is copied does
+// not change from build to build.
 //
 // Nothing else of .dockerignore counts: what it leaves out was left out when the
 // context was made, if it was in force then.
-func (j *job) contextWithDockerfile(ctx context.Context) *body {
-	const name = ".portainer.6GQK3WJ4ZB7XHTN2.Dockerfile"
-	b := newBody(ctx, func(ctx context.Context, w io.Writer) error {
+func (j *job) contextWithDockerfile(ctx context.Context, name string) *body {
+	return newBody(ctx, func(ctx context.Context, w io.Writer) error {
 		tw := tar.NewWriter(w)
 		if err := addFile(tw, name, j.source); err != nil {
 			return err
@@ -113,7 +119,11 @@ func (j *job) contextWithDockerfile(ctx context.Context) *body {
 		if j.cfg.Bundler != nil {
 			in := j.context(ctx)
 			err := copyTar(tw, in, func(hdr *tar.Header, r io.Reader) error {
-				if path.Clean(hdr.Name) != ignoreFile || hdr.Typeflag != tar.TypeReg {
+				at := path.Clean(hdr.Name)
+				if root, _, _ := strings.Cut(at, "/"); root == name {
+					return errTaken
+				}
+				if at != ignoreFile || hdr.Typeflag != tar.TypeReg {
 					return errAsIs
 				}
 				ignored = true
@@ -133,30 +143,109 @@ func (j *job) contextWithDockerfile(ctx context.Context) *body {
 		}
 		return tw.Close()
 	})
-	b.dockerfile = name
-	return b
 }
 
 const (
+	// ownName is the name of the Dockerfile in a context that leaves no other hidden.
+	ownName = ".portainer.6GQK3WJ4ZB7XHTN2.Dockerfile"
+
 	ignoreFile = ".dockerignore"
 	// maxIgnore bounds what is read of one.
 	maxIgnore = 16 << 20
 )
 
-// addRules writes the ignore file of a context with a rule for the file called name. The
-// builder also drops the ignore file itself when that has a rule for it: as it is in
-// the context, it is to stay.
-func addRules(tw *tar.Writer, hdr *tar.Header, r io.Reader, name string) error {
-	if hdr.Size > maxIgnore {
-		return fmt.Errorf("%s of the build context is larger than %d MiB", ignoreFile, maxIgnore>>20)
+// errTaken is why a context cannot have the Dockerfile under the name that it was to get:
+// rules that were not in force when it was made have left something there.
+var errTaken = errors.New("the build context has something of the name that the Dockerfile was to get")
+
+// hiddenName looks in the context for rules of its ignore file by which the Dockerfile can
+// be hidden without one more. It returns "" if there are none. It reads no further than to
+// where that file is in a context that is in order.
+func (j *job) hiddenName(ctx context.Context) (string, error) {
+	in := j.context(ctx)
+	if in == nil {
+		return "", nil
 	}
-	data, err := io.ReadAll(r)
+	defer func() { _ = in.close() }() // it is not read to its end
+	for tr := tar.NewReader(in); ; {
+		hdr, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return "", nil
+		}
+		if err != nil {
+			return "", bundleError(cmp.Or(in.close(), err))
+		}
+		at := path.Clean(hdr.Name)
+		if at == ignoreFile && hdr.Typeflag == tar.TypeReg {
+			_, patterns, err := readRules(hdr, tr)
+			if err != nil {
+				return "", nil // said again, and handled, where it is copied
+			}
+			return hiddenBy(patterns), nil
+		}
+		if root, _, _ := strings.Cut(at, "/"); root > ignoreFile {
+			return "", nil
+		}
+	}
+}
+
+// hiddenBy returns a name at the root of a context that rules leave out; "" if they have
+// none, or would have the builder drop the ignore file as well.
+func hiddenBy(patterns []string) string {
+	literal := ""
+	for _, p := range patterns {
+		// One with a wildcard matches a name that nothing else has.
+		name := strings.NewReplacer("**/", "", "**", ownName, "*", ownName, "?", "p").Replace(p)
+		if name == "" || name == "." || strings.ContainsAny(name, `!/\[`) || !hide(patterns, name) {
+			continue
+		}
+		if strings.Contains(name, ownName) {
+			return name
+		}
+		literal = cmp.Or(literal, name)
+	}
+	return literal
+}
+
+// hide reports whether rules have the builder drop the file called name, and keep the
+// ignore file.
+func hide(patterns []string, name string) bool {
+	dropped, err := patternmatcher.MatchesOrParentMatches(name, patterns)
+	if err != nil || !dropped {
+		return false
+	}
+	dropped, err = patternmatcher.MatchesOrParentMatches(ignoreFile, patterns)
+	return err == nil && !dropped
+}
+
+// readRules reads the ignore file of a context.
+func readRules(hdr *tar.Header, r io.Reader) (data []byte, patterns []string, err error) {
+	if hdr.Size > maxIgnore {
+		return nil, nil, fmt.Errorf("%s of the build context is larger than %d MiB", ignoreFile, maxIgnore>>20)
+	}
+	if data, err = io.ReadAll(r); err != nil {
+		return nil, nil, err
+	}
+	if patterns, err = ignorefile.ReadAll(bytes.NewReader(data)); err != nil {
+		return nil, nil, fmt.Errorf("%s of the build context: %w", ignoreFile, err)
+	}
+	return data, patterns, nil
+}
+
+// addRules writes the ignore file of a context, with a rule for the file called name
+// unless there is one. The builder also drops the ignore file itself when that has a rule
+// for it: as it is in the context, it is to stay.
+func addRules(tw *tar.Writer, hdr *tar.Header, r io.Reader, name string) error {
+	data, patterns, err := readRules(hdr, r)
 	if err != nil {
 		return err
 	}
-	patterns, err := ignorefile.ReadAll(bytes.NewReader(data))
-	if err != nil {
-		return fmt.Errorf("%s of the build context: %w", ignoreFile, err)
+	if hide(patterns, name) {
+		if err := tw.WriteHeader(hdr); err != nil {
+			return err
+		}
+		_, err = tw.Write(data)
+		return err
 	}
 	rules := name + "\n"
 	if dropped, err := patternmatcher.MatchesOrParentMatches(ignoreFile, patterns); err != nil {

@@ -22,6 +22,15 @@ import (
 
 // classic builds j with the daemon's classic builder and returns the image's ID.
 func (d *docker) classic(ctx context.Context, j *job) (image string, err error) {
+	image, err = d.classicOnce(ctx, j)
+	if errors.Is(err, errTaken) && !j.named {
+		j.named = true
+		image, err = d.classicOnce(ctx, j)
+	}
+	return image, err
+}
+
+func (d *docker) classicOnce(ctx context.Context, j *job) (image string, err error) {
 	opts := build.ImageBuildOptions{
 		Version:     build.BuilderV1,
 		Remove:      true,
@@ -45,7 +54,7 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 	}
 	switch {
 	case !d.given: // one of our own has a cgroup above all its containers
-	case d.guest != nil && d.guest.cgroup != "" && j.req.Options.CgroupParent == "":
+	case d.guest != nil && d.guest.cgroup != "" && j.req.Options.CgroupParent == d.guest.above:
 		opts.CgroupParent = d.guest.cgroup
 	default:
 		opts.CgroupParent = j.req.Options.CgroupParent
@@ -55,11 +64,14 @@ func (d *docker) classic(ctx context.Context, j *job) (image string, err error) 
 			opts.CPUPeriod, opts.CPUQuota = 100_000, max(1000, int64(j.cfg.CPUs*100_000))
 		}
 	}
+	body, err := j.classicBody(ctx, &opts)
+	if err != nil {
+		return "", err
+	}
 	watching, unwatch := context.WithCancel(ctx)
 	defer unwatch()
 	killed := d.watchKills(watching, opts.Memory)
 	d.running.Add(1)
-	body := j.classicBody(ctx, &opts)
 	log := &classicLog{j: j}
 	defer func() {
 		// The daemon reads no more: the bundler must stop, and what it says

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
 	imagetypes "github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/network"
 	dockerclient "github.com/docker/docker/client"
@@ -39,12 +40,15 @@ type docker struct {
 	cli     *dockerclient.Client
 	version string
 	major   int
-	bridge  bool                            // it has a network of its own for containers
-	bk      *bk.Client                      // its BuildKit; nil if it has none that we can reach
-	stop    func(ctx context.Context) error // nil if the daemon is not ours
-	guards  guard
-	guest   *guest       // nil if the daemon is ours, or is not on this machine
-	running atomic.Int64 // builds by the classic builder whose containers may be there
+	bridge  bool // it has a network of its own for containers
+	// notesPushes tells that an image knows the digests by which it was pushed, as those
+	// of Docker do unless containerd keeps them.
+	notesPushes bool
+	bk          *bk.Client                      // its BuildKit; nil if it has none that we can reach
+	stop        func(ctx context.Context) error // nil if the daemon is not ours
+	guards      guard
+	guest       *guest       // nil if the daemon is ours, or is not on this machine
+	running     atomic.Int64 // builds by the classic builder whose containers may be there
 
 	tagging sync.Mutex // one build at a time borrows names of images
 }
@@ -61,6 +65,7 @@ func openDocker(ctx context.Context, cfg Config) (*docker, error) {
 		return nil, errors.Join(fmt.Errorf("docker daemon at %s: %w", cfg.Host, err), d.close(ctx))
 	}
 	// With the systemd driver a parent is a slice, which only systemd can make.
+	d.notesPushes = d.notesPushes && !slices.Contains(info.DriverStatus, [2]string{"driver-type", "io.containerd.snapshotter.v1"})
 	d.guest, err = openGuest(ctx, cfg, cfg.Host, info.DockerRootDir, info.CgroupDriver == "cgroupfs")
 	if err != nil && d.guest == nil {
 		return nil, errors.Join(err, d.close(ctx))
@@ -104,6 +109,7 @@ func (d *docker) probe(ctx context.Context) error {
 		return withCause(ctx, err)
 	}
 	d.version = v.Version
+	d.notesPushes = slices.ContainsFunc(v.Components, func(c types.ComponentVersion) bool { return c.Name == "Engine" })
 	major, _, _ := strings.Cut(v.Version, ".")
 	d.major = script.Number(major)
 
@@ -173,9 +179,9 @@ func (d *docker) build(ctx context.Context, j *job) (*built, error) {
 	// Some of the BuildKits that are in Docker change the times of a tree's directories.
 	j.archives = true
 	b := &built{by: d.called("buildkit")}
-	exports := j.exported(true)
-	needed := len(exports) < len(j.req.Outputs) || len(j.req.Outputs) == 0 // an image in the daemon
-	var image string
+	if builder == ability.Classic {
+		b.by = d.called("classic")
+	}
 	if err := d.checkRegistries(ctx, j); err != nil {
 		return nil, err
 	}
@@ -195,36 +201,56 @@ func (d *docker) build(ctx context.Context, j *job) (*built, error) {
 			}
 		}()
 	}
-	switch {
-	case builder == ability.Classic:
-		b.by = d.called("classic")
+	exports := j.exported(true)
+	if len(exports) > 0 && len(exports) == len(j.req.Outputs) { // no image in the daemon is needed
+		return b, j.export(ctx, d.bk, d.network(j.req.Network), exports, b)
+	}
+	for try := 1; ; try++ {
+		err := d.buildImage(ctx, j, builder, exports, b)
+		if !d.given || !errors.Is(err, errVanished) || ctx.Err() != nil || try == maxVanished {
+			return b, err
+		}
+		j.report.info("%v: once more from what is left", rootCause(err))
+	}
+}
+
+// maxVanished is how often an image is made that others remove under our hands. A build
+// can meet each of those that do the same at once, and each time only its last step is
+// done again: of the others the images stay.
+const maxVanished = 20
+
+// buildImage makes the image in the daemon, writes and pushes it, and has the daemon
+// forget it again. exports are the outputs that BuildKit writes by itself.
+func (d *docker) buildImage(ctx context.Context, j *job, builder ability.Builder, exports []int, b *built) error {
+	var image string
+	var err error
+	if builder == ability.Classic {
 		image, err = d.classic(ctx, j)
 		b.config = image
-	case needed:
+	} else {
 		image, err = d.solve(ctx, j, b)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if needed {
-		defer d.dismiss(ctx, image)
-	}
-	if err := j.export(ctx, d.bk, d.network(j.req.Network), exports, b); err != nil || !needed {
-		return b, err
+	before := d.namesOf(ctx, image)
+	defer d.dismiss(ctx, j, image, before)
+	if err := j.export(ctx, d.bk, d.network(j.req.Network), exports, b); err != nil {
+		return err
 	}
 	// An image that loses its only name is gone, so it keeps them to the end.
 	restore, err := d.nameImage(ctx, j, image)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer restore()
 	if err := d.saveImages(ctx, j, image); err != nil {
-		return nil, err
+		return err
 	}
 	if j.req.Pushes() {
-		b.digest, err = d.push(ctx, j)
+		b.digest, err = d.push(ctx, j, image)
 	}
-	return b, err
+	return err
 }
 
 // discard removes from a daemon that is another's the images that the steps of a
@@ -260,7 +286,7 @@ func (d *docker) builders(j *job) []ability.Builder {
 
 // solve builds j with the daemon's BuildKit and returns the image's ID.
 func (d *docker) solve(ctx context.Context, j *job, b *built) (image string, err error) {
-	resp, err := j.solve(ctx, d.bk, d.network(j.req.Network), []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{}}}, false)
+	resp, err := j.solve(ctx, d.bk, d.network(j.req.Network), []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{}}}, j.solved)
 	if err != nil {
 		return "", err
 	}

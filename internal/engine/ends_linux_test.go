@@ -21,8 +21,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/org/portainer"
+	"github.com/org/portainer/internal/ability"
 	"github.com/org/portainer/internal/dockertest"
 	"github.com/org/portainer/internal/engine"
+	"github.com/org/portainer/internal/wire"
 )
 
 // endWays are the ways of building that a build can come to a bad end in.
@@ -40,6 +42,7 @@ type endWay struct {
 	mount      string // behind RUN
 	given      bool   // the daemon is another's
 	unbounded  bool   // and bounds no step
+	parent     string // of the steps' cgroups, that the build asks for
 }
 
 // A site is a place where a build comes to its end.
@@ -129,6 +132,43 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// asksParent is what builds ask for whose steps are to run below a cgroup; nil if that is
+// "".
+func asksParent(cgroup string) *ability.Build {
+	if cgroup == "" {
+		return nil
+	}
+	return &ability.Build{Options: wire.Options{CgroupParent: cgroup}}
+}
+
+// TestEndsBelowACgroupParent lets builds come to a bad end whose steps run, in a given
+// daemon, below a cgroup that they ask for: that is left as it was.
+func TestEndsBelowACgroupParent(t *testing.T) {
+	r := theRig(t)
+	for _, end := range ends {
+		if end.small {
+			continue // has nothing to do with it
+		}
+		t.Run(end.name, func(t *testing.T) {
+			t.Parallel()
+			parent := boundedCgroup(t, 512)
+			before := cgroupTree(t, parent[1:])
+			s := newSite(t, r, endWay{name: "given docker classic", kind: engine.KindDocker, given: true, parent: parent}, false, end.bound)
+			err := end.meet(s)
+			if end.class != "" {
+				var be *portainer.BuildError
+				require.ErrorAs(t, err, &be)
+				require.Equal(t, end.class, be.Class, err)
+			}
+			if end.bound && !newerDocker(t) {
+				require.ErrorContains(t, err, "the task has 48 MB and the build used 4")
+			}
+			s.nothingLeft()
+			require.Equal(t, before, cgroupTree(t, parent[1:]))
+		})
+	}
+}
+
 // newSite makes a place for one way of building.
 func newSite(t *testing.T, r *rig, w endWay, small, bound bool) *site {
 	t.Helper()
@@ -150,6 +190,7 @@ func newSite(t *testing.T, r *rig, w endWay, small, bound bool) *site {
 	if !w.given {
 		return s
 	}
+	s.cfg.Asked = asksParent(w.parent)
 	if bound && w.unbounded {
 		s.cgroup = boundedCgroup(t, 48)
 	}
@@ -195,7 +236,9 @@ func (s *site) build(step string) error {
 	e, err := engine.Open(testContext(s.t), s.cfg)
 	require.NoError(s.t, err)
 	stop := s.otherBuild()
-	_, err = e.Build(testContext(s.t), theRig(s.t).request(s.t, "FROM BUSYBOX\nRUN true\n"+step+"\n"))
+	req := theRig(s.t).request(s.t, "FROM BUSYBOX\nRUN true\n"+step+"\n")
+	req.Options.CgroupParent = s.parent
+	_, err = e.Build(testContext(s.t), req)
 	require.NoError(s.t, e.Close(testContext(s.t)))
 	stop()
 	return err
@@ -256,7 +299,7 @@ func (s *site) buildKilled() error {
 	require.NoError(s.t, err)
 	cmd := exec.CommandContext(testContext(s.t), self, "-test.run=^TestMainOfKilledProgram$")
 	cmd.Env = append(os.Environ(), "ENGINE_TEST_KILLED="+strings.Join([]string{
-		s.kind, s.cfg.Temp, s.cfg.Sandbox, r.registry.Addr, r.busybox, s.mark, s.cfg.Host, s.mount}, "|"))
+		s.kind, s.cfg.Temp, s.cfg.Sandbox, r.registry.Addr, r.busybox, s.mark, s.cfg.Host, s.mount, s.parent}, "|"))
 	out, err := cmd.StdoutPipe()
 	require.NoError(s.t, err)
 	require.NoError(s.t, cmd.Start())

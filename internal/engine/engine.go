@@ -257,6 +257,7 @@ type job struct {
 	solved bool   // BuildKit has built it: what is exported further comes from its cache
 
 	archives  bool     // contexts are sent to BuildKit as archives, see errUnlike
+	named     bool     // the classic builder gets the Dockerfile as ownName, see errTaken
 	made      []string // images that the classic builder made, the oldest first
 	unbounded bool     // what its steps use can neither be bounded nor told
 }

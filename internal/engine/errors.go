@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	cerrdefs "github.com/containerd/errdefs"
+
 	"github.com/org/portainer"
 )
 
@@ -158,10 +160,25 @@ var parseErrors = regexp.MustCompile(`(?i)dockerfile parse error(?: on)? line (\
 // noTarget is how builders say that there is no stage of the wanted name.
 var noTarget = regexp.MustCompile(`target stage .* (?:could not be found|not found)`)
 
-// vanished is how the classic builder says that an image of its cache was removed
-// while it was about to go on from there, as one is that another build of the same
-// context made and has just pushed (docker image/cache/cache.go).
-var vanished = regexp.MustCompile(`^unable to find image "sha256:[0-9a-f]{64}"$`)
+// errVanished is that another build has removed an image that this one was about to go on
+// from, or to push, or has taken its name: of builds of the same steps at once, one makes
+// an image, the others take it from the cache, and whoever has pushed it removes it.
+var errVanished = errors.New("another build on the same daemon came in between")
+
+// vanished is how a daemon says so of an image of the classic builder's cache (docker
+// image/cache/cache.go, image/store.go, image/fs.go, layer/layer.go).
+var vanished = regexp.MustCompile(`(?:^|: )(?:unable to find image "sha256:[0-9a-f]{64}"|No such image: sha256:[0-9a-f]{64}|` +
+	`unknown parent image ID sha256:[0-9a-f]{64}|failed to get digest sha256:[0-9a-f]{64}: .*no such file or directory|layer does not exist)$`)
+
+// isVanished reports whether err, of a call that names an image, says that there is none.
+// A daemon that is just removing it does not always have the status for that.
+func isVanished(err error) bool {
+	return cerrdefs.IsNotFound(err) || vanished.MatchString(err.Error())
+}
+
+// untagged is how it says so of one that is to be pushed (docker distribution/push.go,
+// daemon/images/image.go).
+var untagged = regexp.MustCompile(`^An image does not exist locally with the tag: |^tag does not exist: |^No such image: `)
 
 // stepError tells what msg, the words in which a builder gave up, means. step
 // and line are the instruction it was at; "" and 0 if unknown.
@@ -186,11 +203,11 @@ func (j *job) stepError(msg string, cause error, step string, line int) *portain
 		be.Err = exitError(code)
 		return be
 	}
-	if vanished.MatchString(cause.Error()) {
-		be.Class = portainer.ClassLost
+	word, _, _ := strings.Cut(step, " ")
+	if vanished.MatchString(cause.Error()) && !strings.EqualFold(word, "FROM") {
+		be.Class, be.Err = portainer.ClassLost, fmt.Errorf("%w: %w", errVanished, cause)
 		return be
 	}
-	word, _, _ := strings.Cut(step, " ")
 	switch strings.ToUpper(word) {
 	case "FROM", "":
 		be.Class = classOf(msg, portainer.ClassUser)

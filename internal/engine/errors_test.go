@@ -19,6 +19,8 @@ func TestStepErrors(t *testing.T) {
 		{"a full disk", "failed to copy files: write /x: no space left on device", "COPY x /", portainer.ClassDisk},
 		{"a cached image that another build removed", `unable to find image "` + digest + `"`, "COPY number /", portainer.ClassLost},
 		{"the same from the daemon", `Error response from daemon: unable to find image "` + digest + `"`, "COPY number /", portainer.ClassLost},
+		{"a base that another build removed", "No such image: " + digest, "RUN true", portainer.ClassLost},
+		{"a base that is not there", "No such image: " + digest, "FROM " + digest, portainer.ClassUser},
 		{"a command that says the same", `The command '/bin/sh -c echo unable to find image "` + digest + `"; exit 1' returned a non-zero code: 1`, "RUN", portainer.ClassUser},
 	}
 	for _, tt := range tests {

@@ -30,7 +30,8 @@ func openGuest(ctx context.Context, cfg Config, host, dataRoot string, ownCgroup
 		return nil, err
 	}
 	g := &guest{guards: neighbour{disk}}
-	if !ownCgroups || !sameCgroups(pid) {
+	above := cfg.cgroupParent()
+	if !ownCgroups || !sameCgroups(pid) || above != "" && !holdsCgroups(above) {
 		return g, nil
 	}
 	h, err := newHome(ctx, cfg, "", host)
@@ -38,12 +39,34 @@ func openGuest(ctx context.Context, cfg Config, host, dataRoot string, ownCgroup
 		return g, fmt.Errorf("bound the steps by a cgroup: %w", err)
 	}
 	h.disk = disk
-	g.cgroup, g.guards = h.Cgroup, h
+	g.cgroup, g.above, g.guards = h.Cgroup, above, h
 	g.leave = func(ctx context.Context, tidy bool) error {
 		h.tidy = tidy
 		return h.close(ctx)
 	}
 	return g, nil
+}
+
+// cgroupParent is the parent that the builds ask for, for the cgroups of their steps; ""
+// means ours.
+func (cfg *Config) cgroupParent() string {
+	if cfg.Asked == nil {
+		return ""
+	}
+	return cfg.Asked.Options.CgroupParent
+}
+
+// holdsCgroups reports whether a cgroup of ours can be below one that was asked for. With
+// v2 that is in the way whose processes are in it, and they are not ours to move.
+func holdsCgroups(cgroup string) bool {
+	if !filepath.IsAbs(cgroup) || filepath.Clean(cgroup) != cgroup {
+		return false
+	}
+	if !unified() {
+		return true
+	}
+	procs, err := os.ReadFile(filepath.Join(cgroupRoot, cgroup, "cgroup.procs"))
+	return errors.Is(err, fs.ErrNotExist) || err == nil && len(procs) == 0
 }
 
 // guestDisk watches the disk of the buildkitd at host; nil if it is not on this

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -135,7 +136,11 @@ func newHome(ctx context.Context, cfg Config, rootlesskit, host string) (_ *home
 		h.disk = space{h.Data, h.Data}
 	}
 	if rootlesskit == "" {
-		h.Cgroup = filepath.Join(ownCgroup(), homePrefix+h.ID)
+		above := ownCgroup()
+		if host != "" {
+			above = cmp.Or(cfg.cgroupParent(), above)
+		}
+		h.Cgroup = filepath.Join(above, homePrefix+h.ID)
 		h.Made = missingDirs(h.Cgroup)
 	}
 	if h.lock, err = h.writeState(); err != nil {

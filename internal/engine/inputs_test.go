@@ -115,14 +115,31 @@ func TestOnBuild(t *testing.T) {
 
 // TestIgnoreFileOfClassicBuilder checks that the classic builder drops nothing of a
 // context for a .dockerignore that was not in force when the context was made, as with
-// one of the Dockerfile's own, and that a copied one does not defeat the cache.
+// one of the Dockerfile's own, and that a copied one does not defeat the cache. It is
+// copied as it is, unless it has no rule that could hide the Dockerfile.
 func TestIgnoreFileOfClassicBuilder(t *testing.T) {
 	r := theRig(t)
-	for name, rules := range map[string]string{"names itself": "*\n.dockerignore\nx\n", "all": "**", "empty": "", "no": "y\n"} {
-		t.Run(name, func(t *testing.T) {
+	tests := []struct {
+		name, rules string
+		asItIs      bool
+	}{
+		{"names itself", "*\n.dockerignore\nx\n", false},
+		{"all", "**", false},
+		{"empty", "", false},
+		{"paths alone", "a/b\n", false},
+		{"a name", "y\n", true},
+		{"no newline at its end", "# a comment\r\n\r\n/y/", true},
+		{"a name that is there", "x\n", false},
+		{"that name and another", "x\n**/*.log", true},
+		{"all but a few", "*\n!.dockerignore\n!x\n!Dockerfile\n", true},
+		{"odd ones", "[a-c]\n!y\nz?\\!\n*.o*\n", true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			log := &recorder{}
 			cfg := r.given(log)
-			cfg.Bundler = files{".dockerignore": rules, "Dockerfile": "FROM nothing\n", "x": "kept"}
+			cfg.Bundler = files{".dockerignore": tt.rules, "Dockerfile": "FROM nothing\n", "x": "kept", "-": "before"}
 			e := open(t, cfg)
 			for range 2 {
 				res, err := e.Build(testContext(t), r.request(t, "FROM BUSYBOX\nCOPY . /w/\nRUN true\n"))
@@ -130,8 +147,9 @@ func TestIgnoreFileOfClassicBuilder(t *testing.T) {
 				require.Contains(t, res.Engine, "classic")
 				got := fileSystem(t, pull(t, res.Refs[0]))
 				require.Equal(t, []string{"FROM nothing\n", "kept"}, []string{got["w/Dockerfile"], got["w/x"]})
-				require.True(t, strings.HasPrefix(got["w/.dockerignore"], rules), got["w/.dockerignore"])
-				require.Len(t, got, 5, "two files of the base, three of the context: %v", got)
+				require.True(t, strings.HasPrefix(got["w/.dockerignore"], tt.rules), got["w/.dockerignore"])
+				require.Equal(t, tt.asItIs, got["w/.dockerignore"] == tt.rules, got["w/.dockerignore"])
+				require.Len(t, got, 6, "two files of the base, four of the context: %v", got)
 			}
 			steps := 0
 			for _, ev := range log.all() {

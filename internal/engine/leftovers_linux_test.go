@@ -144,7 +144,7 @@ func TestMainOfKilledProgram(t *testing.T) {
 	}
 	f := strings.Split(spec, "|")
 	e, err := engine.Open(t.Context(), engine.Config{
-		Kind: f[0], Temp: f[1], Sandbox: f[2], Insecure: []string{f[3]}, Host: f[6], MemMB: 256,
+		Kind: f[0], Temp: f[1], Sandbox: f[2], Insecure: []string{f[3]}, Host: f[6], MemMB: 256, Asked: asksParent(f[8]),
 		Logs: portainer.LogSinkFunc(func(_ context.Context, ev portainer.Event) {
 			if ev.Kind == portainer.EventLog {
 				fmt.Fprintln(os.Stdout, ev.Text)
@@ -153,6 +153,7 @@ func TestMainOfKilledProgram(t *testing.T) {
 	})
 	require.NoError(t, err)
 	_, err = e.Build(t.Context(), portainer.Request{
+		Options:  portainer.Options{CgroupParent: f[8]},
 		Registry: f[3], Repository: "killed", Source: fmt.Appendf(nil, "FROM %s\nRUN %secho sleeping; trap '' TERM; sleep %s; true\n", f[4], f[7], f[5]),
 	})
 	require.NoError(t, err)

@@ -65,6 +65,9 @@ func limitUnified(dir string, cpu bool, quota, bytes int64) (*memory, error) {
 	if !cpu && bytes <= 0 {
 		return nil, nil
 	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { // a parent that was asked for may not be there
+		return nil, err
+	}
 	if err := delegate(cgroupRoot, filepath.Dir(dir), "cpu", "memory"); err != nil {
 		return nil, err
 	}

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/image"
 	bk "github.com/moby/buildkit/client"
 
@@ -20,7 +22,8 @@ import (
 )
 
 // A SaveFunc keeps what an output of a build consists of, that with the given index in
-// the Request: all that r yields, or nothing if r ends in an error.
+// the Request: all that r yields, or nothing if r ends in an error. Called again, it keeps
+// that in its place.
 type SaveFunc func(ctx context.Context, index int, r io.Reader) error
 
 // A built is what a backend has built.
@@ -182,25 +185,64 @@ func (d *docker) saveImage(ctx context.Context, j *job, id string, w io.Writer) 
 		_, err = io.Copy(w, archive)
 		err = errors.Join(err, archive.Close())
 	}
+	if err != nil && isVanished(err) {
+		err = fmt.Errorf("%w: %w", errVanished, err)
+	}
 	if err != nil {
 		return failure(portainer.PhaseBuild, classOf(err.Error(), portainer.ClassLost), fmt.Errorf("save the image: %w", err))
 	}
 	return nil
 }
 
-// dismiss removes an image that has no name from a daemon that is not ours.
-func (d *docker) dismiss(ctx context.Context, id string) {
+// namesOf returns the tags and digests under which a daemon that is not ours knows an
+// image.
+func (d *docker) namesOf(ctx context.Context, id string) []string {
+	if !d.given {
+		return nil
+	}
+	had, err := d.cli.ImageInspect(ctx, id)
+	if err != nil {
+		return nil // whoever needs it next says why
+	}
+	return slices.Concat(had.RepoTags, had.RepoDigests)
+}
+
+// dismiss removes the image that j has made from a daemon that is not ours, unless it has
+// names that are not of j's making. before are those that it had.
+func (d *docker) dismiss(ctx context.Context, j *job, id string, before []string) {
 	if !d.given {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	had, err := d.cli.ImageInspect(ctx, id)
-	if err == nil && len(had.RepoTags)+len(had.RepoDigests) == 0 {
-		_, err = d.cli.ImageRemove(ctx, id, image.RemoveOptions{})
+	var others []string
+	remove := func(name string) {
+		_, err := d.cli.ImageRemove(ctx, name, image.RemoveOptions{})
+		// Others may remove it, too, or use it.
+		if err != nil && !isVanished(err) && !cerrdefs.IsConflict(err) {
+			d.cfg.Logger.Warn("remove an image that was built", "image", id, "name", name, "err", err)
+		}
 	}
-	// Others may remove it, too, or use it.
-	if err != nil && !cerrdefs.IsNotFound(err) && !cerrdefs.IsConflict(err) {
-		d.cfg.Logger.Warn("remove an image that was built", "image", id, "err", err)
+	for _, name := range d.namesOf(ctx, id) {
+		// A push leaves a digest, and another executor may have given a tag back to
+		// it, that had borrowed it from us.
+		if slices.Contains(before, name) || !j.names(name) {
+			others = append(others, name)
+			continue
+		}
+		remove(name)
 	}
+	if len(others) == 0 {
+		remove(id)
+	}
+}
+
+// names reports whether a name, as a daemon spells it, is of the repository of j.
+func (j *job) names(name string) bool {
+	repository, err := reference.ParseNormalizedNamed(j.image)
+	if err != nil {
+		return false // it has no name
+	}
+	rest, ok := strings.CutPrefix(name, reference.FamiliarName(repository))
+	return ok && (strings.HasPrefix(rest, ":") || strings.HasPrefix(rest, "@"))
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,9 @@ func (d *docker) nameImage(ctx context.Context, j *job, id string) (restore func
 		giveBack, err := d.borrow(ctx, id, ref)
 		if err != nil {
 			restore()
+			if isVanished(err) {
+				err = fmt.Errorf("%w: %w", errVanished, err)
+			}
 			return nil, failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("name the image %s: %w", ref, err))
 		}
 		names = append(names, func() {
@@ -52,9 +56,10 @@ func (d *docker) nameImage(ctx context.Context, j *job, id string) (restore func
 	return restore, nil
 }
 
-// push pushes the image, which has every reference of j as a name, and returns its
-// digest. A tag is written after the layers, by the registry protocol's own order.
-func (d *docker) push(ctx context.Context, j *job) (digest string, err error) {
+// push pushes the image with that ID, which has every reference of j as a name, and
+// returns its digest. A tag is written after the layers, by the registry protocol's own
+// order.
+func (d *docker) push(ctx context.Context, j *job, id string) (digest string, err error) {
 	ctx, release, err := j.cfg.permit(ctx)
 	if err != nil {
 		return "", err
@@ -67,7 +72,7 @@ func (d *docker) push(ctx context.Context, j *job) (digest string, err error) {
 			if got, err = d.pushAs(ctx, j, ref); err != nil {
 				return pushError(j.req.Registry, ref, err)
 			}
-			return nil
+			return d.pushedOurs(ctx, id, ref, got)
 		})
 		if err != nil {
 			step.done(rootCause(err).Error(), time.Time{})
@@ -92,6 +97,9 @@ func pushError(host, ref string, err error) error {
 	}
 	err = tidy(err)
 	msg := err.Error()
+	if untagged.MatchString(msg) {
+		return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w: %w", ref, errVanished, err))
+	}
 	if daemonGone(err) {
 		return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w", ref, err))
 	}
@@ -128,15 +136,47 @@ func (d *docker) pushAs(ctx context.Context, j *job, ref string) (digest string,
 	return seen.Descriptor.Digest.String(), nil
 }
 
+// pushedOurs returns an error if what was pushed as ref is not the image with that ID:
+// then another executor has borrowed the name meanwhile.
+func (d *docker) pushedOurs(ctx context.Context, id, ref, digest string) error {
+	if !d.given {
+		return nil
+	}
+	ours, err := d.cli.ImageInspect(ctx, id)
+	if err == nil {
+		if ours.ID == digest || slices.ContainsFunc(ours.RepoDigests, func(name string) bool { return strings.HasSuffix(name, "@"+digest) }) {
+			return nil
+		}
+		// One that remembers nothing of the kind is asked whose the name is now.
+		var named string
+		if named, err = d.imageID(ctx, ref); err == nil && named == ours.ID && !d.notesPushes {
+			return nil
+		}
+	}
+	if err == nil || isVanished(err) {
+		err = fmt.Errorf("%w: what was pushed is another image", errVanished)
+	}
+	return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w", ref, err))
+}
+
+// imageID returns the ID of the image that has a name or an ID; "" if there is none.
+func (d *docker) imageID(ctx context.Context, of string) (string, error) {
+	had, err := d.cli.ImageInspect(ctx, of)
+	if err != nil && isVanished(err) {
+		return "", nil
+	}
+	return had.ID, err
+}
+
 // borrow names the image ref for the time of a push or save. restore gives the name back
 // to whom it belonged.
 func (d *docker) borrow(ctx context.Context, id, ref string) (restore func() error, err error) {
-	owner := ""
+	owner, ours := "", ""
 	if d.given {
-		switch had, err := d.cli.ImageInspect(ctx, ref); {
-		case err == nil:
-			owner = had.ID
-		case !cerrdefs.IsNotFound(err):
+		if owner, err = d.imageID(ctx, ref); err == nil {
+			ours, err = d.imageID(ctx, id)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("look for an image of that name: %w", err)
 		}
 	}
@@ -144,13 +184,20 @@ func (d *docker) borrow(ctx context.Context, id, ref string) (restore func() err
 		return nil, fmt.Errorf("tag: %w", err)
 	}
 	return func() error {
-		if !d.given || owner == id {
+		if !d.given || owner == ours {
 			return nil
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
+		// Another executor may have borrowed it meanwhile.
+		if named, err := d.imageID(ctx, ref); err != nil || named != ours {
+			return err
+		}
 		if owner != "" {
-			return d.cli.ImageTag(ctx, owner, ref)
+			// If that was an image of another executor's, it may be gone.
+			if err := d.cli.ImageTag(ctx, owner, ref); !cerrdefs.IsNotFound(err) {
+				return err
+			}
 		}
 		_, err := d.cli.ImageRemove(ctx, ref, image.RemoveOptions{PruneChildren: false})
 		if cerrdefs.IsNotFound(err) {

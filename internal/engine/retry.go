@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,8 +35,9 @@ var hopeless = regexp.MustCompile(`(?i)x509: |server gave http response to https
 
 // A probe asks a registry whether it is there.
 type probe struct {
-	urls   []string
-	client *http.Client
+	urls     []string // of its API
+	manifest string   // of the image, below each of them
+	client   *http.Client
 
 	asking sync.WaitGroup
 	mu     sync.Mutex
@@ -48,7 +50,10 @@ func newProbe(ctx context.Context, j *job) *probe {
 	if host == dockerHub {
 		host = "registry-1.docker.io"
 	}
-	p := &probe{urls: []string{"https://" + host + "/v2/", "http://" + host + "/v2/"}}
+	p := &probe{
+		urls:     []string{"https://" + host + "/v2/", "http://" + host + "/v2/"},
+		manifest: j.req.Repository + "/manifests/" + strings.TrimPrefix(j.refs[0], j.image+":"),
+	}
 	// Nothing is told to the registry nor believed of it: not even who it is.
 	p.client = &http.Client{
 		Timeout: 2 * time.Second,
@@ -64,28 +69,49 @@ func newProbe(ctx context.Context, j *job) *probe {
 	return p
 }
 
-// ask returns whether the registry answers, and how long it wants to be left
-// alone.
-func (p *probe) ask(ctx context.Context) (there bool, leave time.Duration) {
+// ask asks whether the registry answers.
+func (p *probe) ask(ctx context.Context) {
 	for _, url := range p.urls {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return false, 0
+		if _, err := p.get(ctx, http.MethodGet, url); err == nil {
+			return
 		}
-		resp, err := p.client.Do(req)
-		if err != nil {
-			continue
-		}
-		_ = resp.Body.Close()
-		p.mu.Lock()
-		p.seen = true
-		p.mu.Unlock()
-		if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
-			return true, retryAfter(resp.Header.Get("Retry-After"), time.Now())
-		}
-		return true, 0
 	}
-	return false, 0
+}
+
+// leave returns how long the registry wants to be left alone. An engine that it has told so
+// does not pass that on, so it is asked again: as a whole and, since it may limit nothing
+// else, for the image.
+func (p *probe) leave(ctx context.Context) time.Duration {
+	for _, url := range p.urls {
+		leave, err := p.get(ctx, http.MethodGet, url)
+		if err == nil && leave == 0 {
+			leave, err = p.get(ctx, http.MethodHead, url+p.manifest)
+		}
+		if err == nil {
+			return leave
+		}
+	}
+	return 0
+}
+
+// get makes a request and returns how long the registry wants to be left alone.
+func (p *probe) get(ctx context.Context, method, url string) (leave time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	_ = resp.Body.Close()
+	p.mu.Lock()
+	p.seen = true
+	p.mu.Unlock()
+	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+		return retryAfter(resp.Header.Get("Retry-After"), time.Now()), nil
+	}
+	return 0, nil
 }
 
 // retryAfter reads the header of that name (RFC 9110, 10.2.3).
@@ -128,9 +154,7 @@ func (j *job) persist(ctx context.Context, push func(again bool) error) error {
 		}
 		wait := min(firstBackoff<<min(try, 10), lastBackoff)
 		wait = wait/2 + rand.N(wait/2+1) // others may have been cut off at the same time
-		if _, leave := j.probe.ask(ctx); leave > wait {
-			wait = leave
-		}
+		wait = max(wait, j.probe.leave(ctx))
 		patience := j.probe.patience()
 		if now.Add(wait).Sub(since) > patience {
 			return waitedInVain(err, now.Sub(since))

@@ -230,11 +230,18 @@ func (f files) Bundle(_ context.Context, _ portainer.Request, w io.Writer) error
 // pull returns the image that the registry has under ref.
 func pull(t *testing.T, ref string) v1.Image {
 	t.Helper()
-	tag, err := name.ParseReference(ref, name.Insecure)
-	require.NoError(t, err)
-	image, err := remote.Image(tag, remote.WithContext(testContext(t)))
+	image, err := find(testContext(t), ref)
 	require.NoError(t, err)
 	return image
+}
+
+// find is pull for goroutines other than the test's.
+func find(ctx context.Context, ref string) (v1.Image, error) {
+	tag, err := name.ParseReference(ref, name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Image(tag, remote.WithContext(ctx))
 }
 
 // fileSystem returns the regular files of an image.

@@ -2,6 +2,9 @@ package engine
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +32,30 @@ func TestRetryAfter(t *testing.T) {
 		"Sun, 22 Nov 2026 07:00:00 GMT": 0,
 	} {
 		require.Equal(t, want, retryAfter(s, now), s)
+	}
+}
+
+// TestLeaveOfTheImageAlone has a registry that limits what is done to images, and nothing
+// else.
+func TestLeaveOfTheImageAlone(t *testing.T) {
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusNotFound} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v2/team/app/manifests/v1" {
+				w.Header().Set("Retry-After", "17")
+				w.WriteHeader(status)
+			}
+		}))
+		defer server.Close()
+		host := strings.TrimPrefix(server.URL, "http://")
+		j := &job{req: portainer.Request{Registry: host, Repository: "team/app"}, image: host + "/team/app", refs: []string{host + "/team/app:v1"}, script: script.Read(nil)}
+		p := newProbe(t.Context(), j)
+		p.end()
+		want := 17 * time.Second
+		if status == http.StatusNotFound {
+			want = 0
+		}
+		require.Equal(t, want, p.leave(t.Context()))
+		require.Equal(t, maxOutage, p.patience())
 	}
 }
 
