@@ -108,11 +108,12 @@ func isRegistry(host string) bool {
 // Registries.
 func (cfg *Config) validateRegistries() []error {
 	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	if host := strings.TrimSuffix(cfg.Registry, "/"); host != "" && !isRegistry(host) {
-		problems = append(problems, fmt.Errorf("Registry: %q: it must be host or host:port, without a scheme", cfg.Registry))
+		bad("Registry: %q: it must be host or host:port, without a scheme", cfg.Registry)
 	}
 	if host, _, _ := strings.Cut(cfg.From, "/"); cfg.From != "" && !isRegistry(host) {
-		problems = append(problems, fmt.Errorf("From: %q: it must be host or host:port, without a scheme", cfg.From))
+		bad("From: %q: it must be host or host:port, without a scheme", cfg.From)
 	}
 	for i := range cfg.Registries {
 		r := &cfg.Registries[i]
