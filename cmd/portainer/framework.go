@@ -40,7 +40,7 @@ type frameworkCommand struct {
 	settings settings     // made of these by check
 	wantGPUs bool         // a build needs some
 	name     string       // of the framework, for those who look at Mesos
-	content  contextFlags // for build alone: attach stages nothing
+	content  contextFlags // for build alone: attach finds in the state what it needs of them
 
 	stream       bool
 	progress     string
