@@ -112,11 +112,13 @@ var faultMatrix = []fault{
 			agent.Drain(-1, false)
 			tr.after = agent.Reactivate
 		}},
-	{name: "files out of reach for good", moments: []moment{queued, launched, running},
-		strike: func(_ *testing.T, tr *trial) {
-			for _, a := range tr.cluster.Agents() {
-				a.RefuseFiles(-1)
-			}
+	{name: "files out of reach from the start", moments: []moment{queued, launched},
+		strike: func(_ *testing.T, tr *trial) { tr.hideFiles() }},
+	{name: "files out of reach for good", moments: []moment{running},
+		strike: func(t *testing.T, tr *trial) {
+			tr.hideFiles()
+			// What an executor says that ends before this is lost.
+			eventually(t, "the log takes another way", func() bool { return tr.log.says("its log comes over the master") })
 		}},
 	{name: "files refused for a while", moments: []moment{running},
 		strike: func(t *testing.T, tr *trial) {
@@ -143,6 +145,13 @@ func (tr *trial) agent(t *testing.T) (*testmesos.Agent, string) {
 	}
 	t.Fatal("no executor runs")
 	return nil, ""
+}
+
+// hideFiles lets nobody read the agents' files any more.
+func (tr *trial) hideFiles() {
+	for _, a := range tr.cluster.Agents() {
+		a.RefuseFiles(-1)
+	}
 }
 
 // TestFaultMatrix lets every fault happen at every moment that it can happen at,

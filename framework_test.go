@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -143,6 +144,15 @@ func (l *eventLog) texts(id portainer.BuildID) []string {
 		}
 	}
 	return lines
+}
+
+// says reports whether there was an EventInfo with text in it.
+func (l *eventLog) says(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.events, func(ev portainer.Event) bool {
+		return ev.Kind == portainer.EventInfo && strings.Contains(ev.Text, text)
+	})
 }
 
 // count returns how many events of that kind there were.
