@@ -256,10 +256,11 @@ type job struct {
 	probe  *probe // of the registry that is pushed to
 	solved bool   // BuildKit has built it: what is exported further comes from its cache
 
-	archives  bool     // contexts are sent to BuildKit as archives, see errUnlike
-	named     bool     // the classic builder gets the Dockerfile as ownName, see errTaken
-	made      []string // images that the classic builder made, the oldest first
-	unbounded bool     // what its steps use can neither be bounded nor told
+	archives  bool              // contexts are sent to BuildKit as archives, see errUnlike
+	named     bool              // the classic builder gets the Dockerfile as ownName, see errTaken
+	made      []string          // images that the classic builder made, the oldest first
+	owners    map[string]string // images by the names that were borrowed from them; "" for nobody's
+	unbounded bool              // what its steps use can neither be bounded nor told
 }
 
 // remoteDockerfile reports whether the Dockerfile is in a context that only the

@@ -39,7 +39,7 @@ func (d *docker) nameImage(ctx context.Context, j *job, id string) (restore func
 		d.tagging.Unlock()
 	}
 	for _, ref := range j.refs {
-		giveBack, err := d.borrow(ctx, id, ref)
+		giveBack, err := d.borrow(ctx, j, id, ref)
 		if err != nil {
 			restore()
 			if isVanished(err) {
@@ -97,7 +97,7 @@ func pushError(host, ref string, err error) error {
 	}
 	err = tidy(err)
 	msg := err.Error()
-	if untagged.MatchString(msg) {
+	if untagged.MatchString(msg) || vanished.MatchString(msg) {
 		return failure(portainer.PhasePush, portainer.ClassLost, fmt.Errorf("push %s: %w: %w", ref, errVanished, err))
 	}
 	if daemonGone(err) {
@@ -170,15 +170,18 @@ func (d *docker) imageID(ctx context.Context, of string) (string, error) {
 
 // borrow names the image ref for the time of a push or save. restore gives the name back
 // to whom it belonged.
-func (d *docker) borrow(ctx context.Context, id, ref string) (restore func() error, err error) {
+func (d *docker) borrow(ctx context.Context, j *job, id, ref string) (restore func() error, err error) {
 	owner, ours := "", ""
 	if d.given {
-		if owner, err = d.imageID(ctx, ref); err == nil {
-			ours, err = d.imageID(ctx, id)
-		}
-		if err != nil {
+		if owner, err = d.ownerOf(ctx, j, ref); err != nil {
 			return nil, fmt.Errorf("look for an image of that name: %w", err)
 		}
+		// One that is not there now may be again when it is tagged.
+		image, err := d.cli.ImageInspect(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		ours = image.ID
 	}
 	if err := d.cli.ImageTag(ctx, id, ref); err != nil {
 		return nil, fmt.Errorf("tag: %w", err)
@@ -205,6 +208,24 @@ func (d *docker) borrow(ctx context.Context, id, ref string) (restore func() err
 		}
 		return err
 	}, nil
+}
+
+// ownerOf returns the ID of the image that had the name ref before j; "" if there was none.
+// A name that j gave to an image which was then removed by another is nobody's, and comes
+// back with the image when that is made again.
+func (d *docker) ownerOf(ctx context.Context, j *job, ref string) (string, error) {
+	if owner, known := j.owners[ref]; known {
+		return owner, nil
+	}
+	owner, err := d.imageID(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	if j.owners == nil {
+		j.owners = make(map[string]string)
+	}
+	j.owners[ref] = owner
+	return owner, nil
 }
 
 // readPush reads what the daemon says of a push. It returns "" when the daemon

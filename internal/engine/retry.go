@@ -33,6 +33,10 @@ const (
 // hopeless are failures of a registry that no waiting heals.
 var hopeless = regexp.MustCompile(`(?i)x509: |server gave http response to https client|tls: |no such host|unsupported|manifest invalid|name invalid|\b40[045] [a-z]`)
 
+// entangled is what a registry says that mixes up uploads of the same blob at once, as
+// docker-registry 2.8 does now and then: the next push finds the blob, or sends it again.
+var entangled = regexp.MustCompile(`(?i)\bdigest invalid\b|\bblob unknown\b`)
+
 // A probe asks a registry whether it is there.
 type probe struct {
 	urls     []string // of its API
@@ -170,7 +174,7 @@ func (j *job) persist(ctx context.Context, push func(again bool) error) error {
 func canWait(err error) bool {
 	var be *portainer.BuildError
 	return errors.As(err, &be) && be.Phase == portainer.PhasePush && be.Class == portainer.ClassRegistry &&
-		netWords.MatchString(be.Err.Error()) && !hopeless.MatchString(be.Err.Error())
+		(netWords.MatchString(be.Err.Error()) || entangled.MatchString(be.Err.Error())) && !hopeless.MatchString(be.Err.Error())
 }
 
 // waitedInVain adds to the error of a push how long it was tried.
