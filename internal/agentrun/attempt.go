@@ -107,16 +107,14 @@ func (a *attempt) build(ctx context.Context) (*portainer.Result, error) {
 	})
 }
 
-// close closes the engine. It is bounded by d, roughly: then the engine is killed.
-func (a *attempt) close(d time.Duration) error {
+// close closes the engine.
+func (a *attempt) close() error {
 	if a.engine == nil {
 		return nil
 	}
 	eng := a.engine
 	a.engine = nil
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	if err := eng.Close(ctx); err != nil {
+	if err := eng.Close(context.Background()); err != nil {
 		return fmt.Errorf("close engine: %w", err)
 	}
 	return nil

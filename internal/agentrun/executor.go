@@ -190,7 +190,7 @@ func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *se
 	}
 	if ctx.Err() != nil {
 		// Killed means that nothing of it runs any more.
-		x.leave(a.close(x.closeTime()))
+		x.leave(a.close())
 	}
 	// The framework says these in its own words.
 	if outcome.Failure != nil {
@@ -204,11 +204,8 @@ func (x *executor) run(ctx context.Context, id string, t *wire.Task, secrets *se
 		relay.awaitEnd(ctx, outcome.LogSize)
 	}
 	x.conclude(id, outcome)
-	x.leave(a.close(x.closeTime()))
+	x.leave(a.close())
 }
-
-// closeTime is how long an engine may take to end by itself.
-func (x *executor) closeTime() time.Duration { return x.api.ShutdownGrace * 6 / 10 }
 
 // leave notes what could not be removed.
 func (x *executor) leave(err error) {

@@ -234,10 +234,9 @@ func (e *Engine) Build(ctx context.Context, req portainer.Request) (*portainer.R
 	return res, nil
 }
 
-// Close stops an engine of our own and removes everything that belongs to it. A
+// Close kills an engine of our own and removes everything that belongs to it. A
 // given daemon is left as it is. Builds that still run are broken off. Cleaning up
-// goes on when ctx is done, but what does not end by itself is then killed at
-// once. Further calls return what the first did.
+// goes on when ctx is done. Further calls return what the first did.
 func (e *Engine) Close(ctx context.Context) error {
 	e.closing.Do(func() { e.closed = e.backend.close(ctx) })
 	return e.closed
